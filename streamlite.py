@@ -48,6 +48,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import weakref
 import zlib
 from typing import (TYPE_CHECKING, Any, Callable, Deque, Dict, Generator, Iterable, Iterator, List, Mapping, NamedTuple,
                     NoReturn, Optional, Sequence, Set, Tuple, Type, TypeVar, Union, cast, overload)
@@ -653,7 +654,7 @@ class SSEDecoder:
                         self._event or "message", "\n".join(self._data), self._id, self._retry))
                     self._data, self._data_size, known = [], 0, 0
                 self._event, self._retry = "", None
-        self._data_size += sum(map(len, self._data[known:]))
+        self._data_size += sum(len(line) + 64 for line in self._data[known:])  # what a line costs, short or long
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
@@ -727,6 +728,11 @@ class _LenientDecoder(SSEDecoder):
             self._data.append(line)
         elif not self.foreign:
             self.foreign = line
+
+
+def _slot_index(item: Dict[str, Any], default: int) -> int:
+    index = item.get("index")
+    return index if index.__class__ is int else default  # type: ignore[return-value]
 
 
 class _ChunkReader:
@@ -877,46 +883,47 @@ class _ChunkReader:
             index = fields["index"] = 0
         delta = fields.get("delta")
         if not delta or delta.__class__ is not dict:
-            fields["delta"] = delta = {}
-            if index not in self.streamed:  # MiniMax repeats the whole message after the last delta
-                delta = self._whole_message(fields)
+            delta = self._instead_of_delta(fields, index)
         else:
             self._has_deltas = True
         if self._mending:
-            fields["delta"] = delta = self._join_surrogates(delta, (index,))
-        if index not in self.streamed and any(value for key, value in delta.items() if key != "role"):
-            self.streamed.add(index)
+            fields = {key: self._mend(value) for key, value in fields.items() if key != "delta"}
+            delta = self._mend(delta, (index,))
         if delta.get("tool_calls").__class__ is dict:  # older TGI
             delta["tool_calls"] = [delta["tool_calls"]]
+        if index not in self.streamed and any(value for key, value in delta.items() if key != "role"):
+            self.streamed.add(index)
+        fields["delta"] = delta
         return _wire(Choice, fields)
 
-    @staticmethod
-    def _whole_message(fields: Dict[str, Any]) -> Dict[str, Any]:
-        """Take a message, or the text of a legacy completion, for the delta that is missing."""
+    def _instead_of_delta(self, fields: Dict[str, Any], index: int) -> Dict[str, Any]:
+        """A whole message, unless it repeats what deltas have said (MiniMax); or the text of a legacy completion."""
         message = fields.get("message")
-        if message.__class__ is dict:
-            fields["delta"] = fields.pop("message")
+        if message.__class__ is dict and index not in self.streamed:
+            del fields["message"]
             calls = message.get("tool_calls")
             for i, call in enumerate(calls if calls.__class__ is list else ()):
                 if call.__class__ is dict:
                     call.setdefault("index", i)
-        elif fields.get("text").__class__ is str:
-            fields["delta"] = {"content": fields["text"]}
-        return cast(Dict[str, Any], fields["delta"])
+            return cast(Dict[str, Any], message)
+        text = fields.get("text")
+        return {"content": text} if text.__class__ is str else {}
 
-    def _join_surrogates(self, value: Any, path: Tuple[Any, ...]) -> Any:
-        """Let a high surrogate at the end of a text wait for the next text in the same place (servers that cut
-        between UTF-16 units send an emoji as two halves)."""
+    def _mend(self, value: Any, path: Optional[Tuple[Any, ...]] = None) -> Any:
+        """Let a high surrogate at the end of a delta's text wait for the next text in the same place (servers that cut
+        between UTF-16 units send an emoji as two halves); elsewhere, where there is no path, nothing can be waited for.
+        """
         if value.__class__ is str:
-            value = self._held.pop(path, "") + value
-            if "\ud800" <= value[-1:] <= "\udbff":
-                self._held[path] = value[-1]
-                value = value[:-1]
+            if path:
+                value = self._held.pop(path, "") + value
+                if "\ud800" <= value[-1:] <= "\udbff":
+                    self._held[path] = value[-1]
+                    value = value[:-1]
             return _well_formed(value)
         if value.__class__ is dict:
-            return {key: self._join_surrogates(item, path + (key,)) for key, item in value.items()}
+            return {key: self._mend(item, path and path + (key,)) for key, item in value.items()}
         if value.__class__ is list:
-            return [self._join_surrogates(item, path + (item.get("index", i) if item.__class__ is dict else i,))
+            return [self._mend(item, path and item.__class__ is dict and path + (_slot_index(item, i),) or None)
                     for i, item in enumerate(value)]
         return value
 
@@ -1028,7 +1035,7 @@ class _ToolCalls:
         if slot is None and self._slots and not (id or name):
             slot = self._slots[-1]
         if slot is None:
-            slot = {"id": "", "type": "", "function": {"name": ""}, "arguments": []}
+            slot = {"id": "", "type": "", "function": {"name": ""}, "arguments": [], "made": ""}
             self._slots.append(slot)
         if index.__class__ is int:
             self._by_index[index] = slot
@@ -1041,10 +1048,10 @@ class _ToolCalls:
         for slot in self._slots:
             arguments = _well_formed("".join(slot["arguments"]))
             if slot["function"]["name"] or arguments:  # DeepSeek ends with an empty call
-                slot["id"] = slot["id"] or "call_" + os.urandom(12).hex()  # replaying it needs one
-                call = dict(slot, type=slot["type"] or "function",
+                made = slot["made"] = slot["made"] or "call_" + os.urandom(12).hex()  # replaying it needs an id
+                call = dict(slot, id=slot["id"] or made, type=slot["type"] or "function",
                             function=dict(slot["function"], arguments=arguments))
-                del call["arguments"]
+                del call["arguments"], call["made"]
                 calls.append(call)
         return calls
 
@@ -1367,7 +1374,9 @@ class _Call:
         self.deadline = self.started + (math.inf if deadline is None else deadline)
         self.secrets: Set[str] = set()  # what no error may show, though a server repeats it
         self.cancelled = threading.Event()
+        self.on_connected: Callable[[], None] = _nothing
         self.connecting = True
+        self.proxy = ""
         self._until = math.inf
         self._pid = os.getpid()
         self._sock: Any = None
@@ -1386,6 +1395,11 @@ class _Call:
         if left <= 0:
             raise socket.timeout("timed out")
         return left
+
+    @property
+    def until(self) -> float:
+        """When `left` will raise, on the clock of time.monotonic()."""
+        return self._until
 
     def attach(self, sock: Any) -> None:
         self._sock = sock
@@ -1413,6 +1427,10 @@ class _Call:
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self.started
+
+
+def _nothing() -> None:
+    pass
 
 
 def _timeouts(timeout: Any) -> Tuple[float, float]:
@@ -1463,7 +1481,7 @@ class _Reader:
 
     def recv(self, size: int) -> bytes:
         if self.ahead:
-            data, self.ahead = self.ahead, b""
+            data, self.ahead = self.ahead[:size], self.ahead[size:]
             return data
         self.sock.settimeout(self.call.left())
         data = cast(bytes, self.sock.recv(size))
@@ -1551,22 +1569,24 @@ class _HTTPResponse(http.client.HTTPResponse):
             raise APIResponseValidationError(
                 "the server compressed its reply with %r, though none was asked for" % coding)
 
-    def recv(self) -> bytes:
-        """Some bytes of the body, decoded; none at its end.  Raises an error only after all that came before it."""
+    def recv(self, wait: bool = True) -> Optional[bytes]:
+        """Some bytes of the body, decoded; none at its end; None if there are none yet and `wait` is False.
+
+        Raises an error only after all that came before it.
+        """
         while True:
             error = self.framing.error or (self.inflater and self.inflater.error)
             if error:
                 raise error
             if self.framing.ended:
                 return b""
-            data = self.decode(self.reader.recv(self.piece))
+            size = 4096 if self.inflater else 65536  # deflate makes at most 1,032 bytes of one
+            data = self.reader.recv(size) if wait else self.reader.recv_nowait(size)
+            if data is None:
+                return None
+            data = self.decode(data)
             if data:
                 return data
-
-    @property
-    def piece(self) -> int:
-        """Bytes to read at once: deflate makes at most 1,032 of one."""
-        return 4096 if self.inflater else 65536
 
     def decode(self, data: bytes) -> bytes:
         """Undo framing and coding of bytes from the connection; none means that it has ended."""
@@ -1598,7 +1618,7 @@ class _HTTPResponse(http.client.HTTPResponse):
                 if framing.ended:
                     reader.sock.settimeout(0)
         except _WOULD_BLOCK:
-            return framing.ended
+            return framing.ended and not framing.dirty
         except _FAULTS:
             pass
         return False
@@ -1678,8 +1698,10 @@ class _HTTPConnection(http.client.HTTPConnection):
         self.sock.settimeout(call.left())
         self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
         response = _HTTPResponse(self.sock, method="CONNECT", call=call)
-        response.begin()
-        response.close()
+        try:
+            response.begin()
+        finally:
+            response.close()
         if not 200 <= response.status < 300:
             raise _ProxyError(response.status, response.reason, response.headers)
 
@@ -1727,6 +1749,7 @@ class _Handler(urllib.request.BaseHandler):
             call.attach(connection.sock)
             call.start(call.read)
             connection.sock.settimeout(call.left())
+            call.on_connected()
             early: Optional[OSError] = None
             try:
                 connection.request(request.get_method(), request.selector, request.data, headers)
@@ -1779,10 +1802,12 @@ class _Handler(urllib.request.BaseHandler):
         while self._idle:
             self._idle.pop()[2].discard()
 
+    __del__ = close_idle
+
     def http_error_307(self, request: Any, response: _HTTPResponse, code: int, msg: str, headers: Any) -> Any:
         """Follow a redirect that keeps method and body, to the same origin."""
-        url = urllib.parse.urljoin(request.full_url, headers.get("location") or "")
-        if request.redirects >= 5 or not headers.get("location") or _origin(url) != _origin(request.full_url):
+        url = _location(response, request.full_url)
+        if request.redirects >= 5 or not url or _origin(url) != _origin(request.full_url):
             return response
         _log(_DEBUG, "%d: redirected to %s", code, _bare(url))
         _read_error_body(response, request.call)
@@ -1814,6 +1839,7 @@ class _ProxyHandler(urllib.request.ProxyHandler):
             login = urllib.parse.unquote(parts.username) + ":" + urllib.parse.unquote(parts.password or "")
             request.add_unredirected_header(
                 "Proxy-authorization", "Basic " + base64.b64encode(login.encode()).decode())
+        request.call.proxy = parts.netloc.rpartition("@")[2]
         request.set_proxy(parts.netloc.rpartition("@")[2], "http")
 
 
@@ -1863,6 +1889,17 @@ def _origin(url: str) -> Tuple[str, str, int]:
         port = -1
     return parts.scheme, (parts.hostname or "") if "@" not in parts.netloc else "@", port or (
         443 if parts.scheme == "https" else 80)
+
+
+def _location(response: Any, url: str) -> str:
+    """Where a redirect points to; "" if nowhere."""
+    location = response.headers.get("location")
+    try:
+        target = urllib.parse.urljoin(url, location) if location else ""
+        urllib.parse.urlsplit(target)
+        return target
+    except ValueError:
+        return ""
 
 
 def _bare(url: str) -> str:
@@ -1937,6 +1974,7 @@ def _translate(error: BaseException, call: _Call, url: str, chunks: int) -> APIE
         return error
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
+    place = _bare(url) + (" through the proxy %s" % call.proxy if call.proxy else "")
     when = " after %d chunks and %.1f s" % (chunks, call.elapsed) if chunks else ""
     if call.cancelled.is_set():
         return APIConnectionError(message="the stream from %s was closed%s" % (_bare(url), when))
@@ -1948,7 +1986,7 @@ def _translate(error: BaseException, call: _Call, url: str, chunks: int) -> APIE
             limit = "no connection within %g s (timeout)" % call.connect
         else:
             limit = "no event for %g s (timeout)" % call.read
-        return APITimeoutError(message="%s%s: %s" % (limit, when, _bare(url)))
+        return APITimeoutError(message="%s%s: %s" % (limit, when, place))
     if isinstance(error, _ProxyError):
         return APIConnectionError(message="%s for %s; %s" % (reason, host, _proxy_remedy(error.status, error.headers)))
     if _is_certificate_error(error):
@@ -1957,15 +1995,16 @@ def _translate(error: BaseException, call: _Call, url: str, chunks: int) -> APIE
         return APIConnectionError(message="the certificate of %s is not trusted (%s); %s" % (host, reason, remedy))
     if isinstance(error, socket.gaierror):
         remedy = "the host %s is not known (%s): check base_url, or set HTTPS_PROXY if this network has a proxy" % (
-            host, reason)
+            call.proxy or host, reason)
     elif isinstance(error, ConnectionRefusedError):
-        remedy = "nothing listens at %s: is the server running?" % _bare(url)
+        remedy = "nothing listens at %s: is the %s running?" % (
+            call.proxy or _bare(url), "proxy" if call.proxy else "server")
     elif call.connecting and isinstance(error, _SSL_ERRORS):
         remedy = "no TLS connection to %s (%s): does this port speak https?" % (host, reason)
     elif call.connecting:
-        remedy = "no connection to %s: %s" % (_bare(url), reason)
+        remedy = "no connection to %s: %s" % (place, reason)
     else:
-        remedy = "the connection to %s was lost%s (%s); what had arrived is in `partial`" % (_bare(url), when, reason)
+        remedy = "the connection to %s was lost%s (%s); what had arrived is in `partial`" % (place, when, reason)
     return APIConnectionError(message=remedy)
 
 
@@ -1995,8 +2034,9 @@ def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusEr
         words = "an HTML page" + (": " + title.group(1) if title else "")
     hint = ""
     if 300 <= status < 400:
-        target = urllib.parse.urljoin(url, response.headers.get("location") or "")
-        hint = "; it redirects to %s, which is not followed" % _bare(target)
+        target = _location(response, url)
+        hint = "; it redirects to %s, which is not followed" % (
+            _bare(target) if target else _excerpt(str(response.headers.get("location") or "nowhere")))
         if _origin(target)[:2] == ("https", _origin(url)[1]) and url.startswith("http:"):
             hint += ": use the https URL as base_url"
     elif status == 407:
@@ -2175,10 +2215,7 @@ class Stream:
         self._iterated = True
         while True:
             while self._ready:
-                chunk = self._ready.popleft()
-                self._accumulator.add(chunk)
-                self._attempts.closed = True
-                yield chunk
+                yield self._take()
             if self._over:
                 return
             self._attempts.run(self._advance)
@@ -2258,6 +2295,13 @@ class Stream:
 
     # -- the way of the bytes; the asynchronous stream goes it too --
 
+    def _take(self) -> ChatCompletionChunk:
+        """Hand out a chunk; from now on nothing is repeated behind the caller's back."""
+        chunk = self._ready.popleft()
+        self._accumulator.add(chunk)
+        self._attempts.closed = True
+        return chunk
+
     def _open(self) -> None:
         """Make an attempt: send the request, read the head of the answer."""
         with self._lock:
@@ -2283,12 +2327,7 @@ class Stream:
     def _drain(self) -> None:
         """Read to the end; nobody sees anything before."""
         while not self._over:
-            try:
-                self._advance()
-            except APIError as error:
-                if self._accumulator.completion.choices and not isinstance(error, APIConnectionError):
-                    self._attempts.closed = True  # the server's own word is no lost connection
-                raise
+            self._advance()
             while self._ready:
                 self._accumulator.add(self._ready.popleft())
 
@@ -2300,7 +2339,7 @@ class Stream:
                 self._start_wait()
                 body = b""
                 while not self._body_over:
-                    data = self._receive()
+                    data = self._receive() or b""
                     body += data
                     self._body_over = not data or len(body) > MAX_EVENT
                 if self._fault:
@@ -2336,14 +2375,14 @@ class Stream:
         """Comments, blank lines and single bytes are no event: they do not start the clock again."""
         self._call.start(min(self._call.read, PATIENCE) if self._accumulator.finished else self._call.read)
 
-    def _receive(self) -> bytes:
+    def _receive(self, wait: bool = True) -> Optional[bytes]:
         try:
-            return cast(_HTTPResponse, self._http).recv()
+            return cast(_HTTPResponse, self._http).recv(wait)
         except _FAULTS as fault:
             self._fault = fault
             return b""
 
-    def _absorb(self, data: bytes) -> None:
+    def _absorb(self, data: Optional[bytes]) -> None:
         """Take bytes of the body; none at its end, whether it was a good one (no _fault) or not."""
         reader = self._reader
         if data:
@@ -2391,6 +2430,8 @@ class Stream:
         self._drop()
         self._end(type(error).__name__)
         self._failure = error
+        if self._accumulator.completion.choices and not isinstance(error, APIConnectionError):
+            self._attempts.closed = True  # the server's own word in the middle is no lost connection
         error.request = self._request
         if error.response is None:
             error.response = self.response
@@ -2512,9 +2553,9 @@ def _split_base_url(base_url: str) -> Tuple[str, str]:
 
 
 def _json_body(fields: Dict[str, Any]) -> bytes:
-    messages = fields.get("messages")
-    if messages is not None:
-        if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+    if "messages" in fields:
+        messages = fields["messages"]
+        if messages is None or isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
             raise TypeError("messages must be a list such as [{'role': 'user', 'content': '...'}], not %s"
                             % type(messages).__name__)
         fields["messages"] = messages = list(messages)
@@ -2538,7 +2579,7 @@ def _json_default(value: Any) -> Any:
     raise TypeError("%s is no JSON value" % type(value).__name__)
 
 
-class _Client:
+class _BaseClient:
     """What both clients are made of: settings, and requests made from them."""
 
     def __init__(self, *, api_key: Any = None, organization: Optional[str] = None, project: Optional[str] = None,
@@ -2591,7 +2632,7 @@ class _Client:
                 settings[name] = dict(self._settings[name] or {}, **changes[name])
         return settings
 
-    def _share_transport(self, other: "_Client") -> None:
+    def _share_transport(self, other: "_BaseClient") -> None:
         same = all(self._settings[name] is other._settings[name] for name in ("ssl_context", "handlers"))
         if same and self.base_url == other.base_url:
             self._transport = other._transport
@@ -2724,7 +2765,7 @@ class Models:
         return _wire(ModelPage, stream._attempts.run(stream._fetch))
 
 
-class OpenAI(_Client):
+class OpenAI(_BaseClient):
     """The SDK's client for chat completions; it can be shared between threads.
 
     api_key:         OPENAI_API_KEY if None; a function is asked at every attempt.  Servers that need none get none
@@ -2765,3 +2806,940 @@ class OpenAI(_Client):
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Asynchronous clients: the same streams.  A thread opens each (urllib's way is synchronous), then the loop reads the
+# body as it comes; on loops that cannot watch a socket (Windows' proactor) a thread reads, too.
+# ----------------------------------------------------------------------------------------------------------------------
+
+class _Threads:
+    """Runs functions in threads of their own, of which a bounded number may be busy: a thousand streams opened at once
+    would else fight for the interpreter.  Who waits for the server's answer is not busy any more.
+
+    asyncio's default executor is not used: streams that wait would starve whatever else needs it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._busy = 0
+        self._waiting: Deque[Callable[[], None]] = collections.deque()
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[[], None]) -> None:
+        self._waiting.append(function)
+        self._start()
+
+    def _start(self, freed: int = 0) -> None:
+        import _thread
+        with self._lock:
+            self._busy -= freed
+            if not self._waiting or self._busy >= self._limit:
+                return
+            function = self._waiting.popleft()
+            self._busy += 1
+        try:
+            _thread.start_new_thread(function, ())  # threading.Thread.start would wait for the thread to run
+        except RuntimeError:
+            with self._lock:
+                self._busy -= 1
+            raise
+
+    def idle(self) -> None:
+        """A function that was started is done with its work, or waits."""
+        self._start(freed=1)
+
+
+_threads = _Threads(16)
+
+
+async def _in_thread(call: _Call, function: Callable[..., _T], *args: Any) -> _T:
+    """Await a blocking function.  Cancelling ends it too, by cutting the call's connection."""
+    import asyncio
+    loop = asyncio.get_event_loop()
+    future = loop.create_future()
+    freed: List[bool] = []
+
+    def free() -> None:
+        if not freed:
+            freed.append(True)
+            _threads.idle()
+
+    def work() -> None:
+        call.on_connected = free
+        result: Any = None
+        failure: Optional[BaseException] = None
+        try:
+            result = function(*args)
+        except BaseException as error:  # to be raised by the one who waits
+            failure = error
+        free()
+        try:
+            loop.call_soon_threadsafe(_settle, future, result, failure)
+        except RuntimeError:  # the loop was closed meanwhile
+            call.cancel()
+
+    try:
+        _threads.run(work)
+    except RuntimeError as error:
+        raise APIConnectionError(message="no thread can be started to open a stream: %s" % error) from error
+    try:
+        return cast(_T, await future)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
+def _settle(future: Any, result: Any, failure: Optional[BaseException]) -> None:
+    if not future.done():
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)
+
+
+class AsyncStream:
+    """`Stream` with `async for`, `async with` and `await`; cancelling the task that uses it ends the connection."""
+
+    def __init__(self, stream: Stream, key: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._key = key
+        self._loop: Any = None
+        self._waiter: Any = None
+        self._watched_fd = -1
+        self._task: Any = None
+
+    # -- for the user --
+
+    def __aiter__(self) -> "AsyncStream":
+        return self
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        stream = self._stream
+        stream._iterated = True
+        while not stream._ready:
+            if stream._over:
+                raise StopAsyncIteration
+            await self._persist(self._advance)
+        return stream._take()
+
+    async def text(self) -> Any:
+        """Iterate the text of choice 0, without empty pieces."""
+        async for chunk in self:
+            text = _chunk_text(chunk)
+            if text:
+                yield text
+
+    async def collect(self) -> ChatCompletion:
+        """As `Stream.collect`."""
+        if not self._stream._iterated and not self._stream._over:
+            await self._persist(self._drain)
+        async for _ in self:
+            pass
+        return self.completion
+
+    async def sse(self) -> Any:
+        """As `Stream.sse`."""
+        try:
+            async for chunk in self:
+                yield encode_sse(chunk.to_json(indent=None))
+            yield encode_sse("[DONE]")
+        except APIError as error:
+            yield _encode_error(error)
+        finally:
+            self._close()
+
+    async def close(self) -> None:
+        """End the connection at once."""
+        self._close()
+
+    aclose = close
+
+    async def __aenter__(self) -> "AsyncStream":
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        self._close()
+
+    @property
+    def response(self) -> Optional[Response]:
+        return self._stream.response
+
+    @property
+    def completion(self) -> ChatCompletion:
+        """What was handed out so far, in the shape of a whole reply."""
+        return self._stream.completion
+
+    @property
+    def time_to_first_token(self) -> Optional[float]:
+        """Seconds from the call to the first content, None before."""
+        return self._stream.time_to_first_token
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the call to the end of the stream, or to now."""
+        return self._stream.elapsed
+
+    # -- the way of the bytes: Stream's, but for the waiting --
+
+    async def _persist(self, attempt: Callable[[], Any]) -> Any:
+        """What _Attempts.run does."""
+        self._watch_task()
+        while True:
+            try:
+                return await attempt()
+            except APIError as error:
+                await self._wait(time.monotonic() + self._stream._attempts.delay(error))
+
+    async def _open(self) -> None:
+        try:
+            await self._connect()
+        except APIError as error:
+            self._stream._fail(error)
+            raise
+
+    async def _advance(self) -> None:
+        stream = self._stream
+        try:
+            if stream._http is None:
+                await self._connect()
+            stream._start_wait()
+            while not stream._settled():
+                stream._absorb(await self._receive())
+        except APIError as error:
+            stream._fail(error)
+            raise
+
+    async def _drain(self) -> None:
+        stream = self._stream
+        while not stream._over:
+            await self._advance()
+            while stream._ready:
+                stream._accumulator.add(stream._ready.popleft())
+
+    async def _fetch(self) -> Any:
+        stream = self._stream
+        stream._key = functools.partial(str, await self._current_key())
+        return await _in_thread(stream._call, stream._fetch)
+
+    async def _connect(self) -> None:
+        await _in_thread(self._stream._call, self._stream._connect, await self._current_key())
+
+    async def _current_key(self) -> str:
+        key = self._key()
+        if hasattr(key, "__await__"):
+            key = await key
+        return cast(str, key)
+
+    async def _receive(self) -> Optional[bytes]:
+        stream = self._stream
+        data = stream._receive(wait=False)
+        if data is not None:
+            await self._wait(0.0)  # a server faster than we are must not keep the loop from other work
+        while data is None:
+            try:
+                await self._wait(stream._call.until, cast(_HTTPResponse, stream._http).reader.fileno())
+            except NotImplementedError:
+                return await _in_thread(stream._call, stream._receive)
+            data = stream._receive(wait=False)
+        return data
+
+    async def _wait(self, until: float, fd: int = -1) -> None:
+        """Until then, on the clock of time.monotonic(); or until `fd` has something to read; or until `close`."""
+        loop = self._loop
+        waiter = self._waiter = loop.create_future()
+        timer = None
+        try:
+            if fd >= 0:
+                loop.add_reader(fd, _settle, waiter, None, None)
+                self._watched_fd = fd
+            if until < math.inf:
+                timer = loop.call_later(max(0.0, until - time.monotonic()), _settle, waiter, None, None)
+            await waiter
+        finally:
+            self._unwatch()
+            if timer is not None:
+                timer.cancel()
+
+    def _unwatch(self) -> None:
+        if self._watched_fd >= 0:
+            self._loop.remove_reader(self._watched_fd)
+            self._watched_fd = -1
+
+    def _close(self) -> None:
+        self._unwatch()
+        self._stream.close()
+        if self._waiter is not None:
+            _settle(self._waiter, None, None)
+
+    def _watch_task(self) -> None:
+        """A task that is cancelled in the body of `async for` never comes back here, and its traceback keeps us alive."""
+        import asyncio
+        self._loop = asyncio.get_event_loop()
+        current_task = getattr(asyncio, "current_task", None) or getattr(asyncio, "Task").current_task
+        task = current_task()
+        if task is not None and task is not self._task:
+            self._task = task
+            this = weakref.ref(self)
+
+            def done(task: Any) -> None:
+                stream = this()
+                if stream is not None and stream._task is task and task.cancelled():
+                    stream._close()
+
+            task.add_done_callback(done)
+
+
+class AsyncCompletions:
+    """`client.chat.completions`"""
+
+    def __init__(self, client: "AsyncOpenAI") -> None:
+        self._client = client
+
+    @overload
+    async def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]",
+                     extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
+                     extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
+                     **fields: Any) -> AsyncStream: ...
+
+    @overload
+    async def create(self, *, messages: Iterable[Any], model: str, stream: "Optional[Literal[False]]" = None,
+                     extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
+                     extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
+                     **fields: Any) -> ChatCompletion: ...
+
+    async def create(self, *, messages: Iterable[Any], model: str, stream: Optional[bool] = None,
+                     extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
+                     extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
+                     **fields: Any) -> Union[AsyncStream, ChatCompletion]:
+        """As `Completions.create`; with stream=True it returns an `AsyncStream`."""
+        body = _completion_fields(messages, model, stream, extra_body, fields)
+        result = self._client._async_request("POST", "/chat/completions", body, extra_headers, extra_query, timeout)
+        if not body.get("stream"):
+            return await result.collect()
+        await result._persist(result._open)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        _refuse("chat.completions", name)
+
+
+class AsyncChat:
+    """`client.chat`"""
+
+    def __init__(self, client: "AsyncOpenAI") -> None:
+        self.completions = AsyncCompletions(client)
+
+
+class AsyncModels:
+    """`client.models`"""
+
+    def __init__(self, client: "AsyncOpenAI") -> None:
+        self._client = client
+
+    async def list(self, *, timeout: Any = NOT_GIVEN) -> ModelPage:
+        """What the server serves."""
+        stream = self._client._async_request("GET", "/models", None, None, None, timeout)
+        return _wire(ModelPage, await stream._persist(stream._fetch))
+
+
+class AsyncOpenAI(_BaseClient):
+    """`OpenAI` with `await`; `api_key` may be a coroutine function, too."""
+
+    @property
+    def chat(self) -> AsyncChat:
+        return AsyncChat(self)
+
+    @property
+    def models(self) -> AsyncModels:
+        return AsyncModels(self)
+
+    def with_options(self, **changes: Any) -> "AsyncOpenAI":
+        """A client with other settings that shares this one's connections."""
+        client = AsyncOpenAI(**self._changed(changes))
+        client._share_transport(self)
+        return client
+
+    copy = with_options
+
+    def _async_request(self, *args: Any) -> AsyncStream:
+        return AsyncStream(self._request(*args), self._current_key)
+
+    async def close(self) -> None:
+        """Close the connections that are kept for later."""
+        self._transport.close()
+
+    async def __aenter__(self) -> "AsyncOpenAI":
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        self._transport.close()
+
+
+# ======================================================================================================================
+# The library ends here.  What follows is only run by `python -m streamlite`, and by who makes a DemoServer.
+# ======================================================================================================================
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Demo server
+# ----------------------------------------------------------------------------------------------------------------------
+
+class DemoServer:
+    """A small OpenAI-compatible server on 127.0.0.1: to try this file without key and network, and to test programs.
+
+        with DemoServer() as server:
+            client = OpenAI(base_url=server.base_url, api_key="any")
+
+    It streams, or replies as a whole; calls the first of `tools`, counts words as tokens, obeys max_tokens, n and
+    stream_options.  Any model name is served, but these misbehave, to rehearse it: "demo-rate-limit" (429 to every other
+    request), "demo-error" (an error in the middle of the stream), "demo-lost" (the connection breaks there),
+    "no-such-model" (404).  The key "wrong" is refused (401).
+
+    delay:  seconds between two words
+    active: replies under way
+    """
+
+    models = ("demo", "demo-rate-limit", "demo-error", "demo-lost")
+
+    def __init__(self, port: int = 0, delay: float = 0.03) -> None:
+        from http.server import HTTPServer
+        from socketserver import ThreadingMixIn
+        server_class: Any = type("_Server", (ThreadingMixIn, HTTPServer), {"daemon_threads": True})
+        self.delay = delay
+        self.active = 0
+        self.limited = False
+        self._server = server_class(("127.0.0.1", port), _demo_handler(self))
+        self.base_url = "http://127.0.0.1:%d/v1" % self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> "DemoServer":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.close()
+
+
+def _demo_reply(request: Dict[str, Any]) -> Tuple[List[Dict[str, Any]], str]:
+    """The deltas of an answer, and its finish_reason."""
+    messages = [message for message in request.get("messages") or () if isinstance(message, dict)]
+    said = messages[-1] if messages else {}
+    words = _text_parts(said.get("content"))[0]
+    if said.get("role") == "tool":
+        text = "The tool answered: " + words
+    elif request.get("tools"):
+        function = request["tools"][0]["function"]
+        named = re.findall(r"\w+", words)[-1:] or ["nothing"]
+        required = (function.get("parameters") or {}).get("required") or ()
+        arguments = json.dumps({name: named[0] for name in required})
+        call = {"index": 0, "id": "call_demo", "type": "function",
+                "function": {"name": function["name"], "arguments": ""}}
+        pieces = [arguments[i:i + 8] for i in range(0, len(arguments), 8)]
+        return [{"tool_calls": [call]}] + [
+            {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in pieces], "tool_calls"
+    else:
+        text = ("This is streamlite's demo server, not a language model: it streams these words, each in a server-sent "
+                "event of its own, as a model's server would. You wrote: " + words)
+    tokens = re.findall(r"\s*\S+|\s+", text)
+    limit = request.get("max_completion_tokens") or request.get("max_tokens") or len(tokens)
+    return [{"content": token} for token in tokens[:limit]], "stop" if len(tokens) <= limit else "length"
+
+
+def _demo_handler(demo: DemoServer) -> Any:
+    from http.server import BaseHTTPRequestHandler
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            models = [{"id": name, "object": "model", "created": 0, "owned_by": "streamlite"} for name in demo.models]
+            self._send(200, {"object": "list", "data": models})
+
+        def do_POST(self) -> None:
+            try:
+                request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
+                deltas, reason = _demo_reply(request)
+            except (ValueError, LookupError, TypeError, AttributeError):
+                return self._refuse(400, "this is no chat completion request", "invalid_request_error")
+            model = str(request.get("model"))
+            demo.limited = model == "demo-rate-limit" and not demo.limited
+            if self.headers.get("Authorization") == "Bearer wrong":
+                self._refuse(401, "Incorrect API key provided.", "invalid_api_key")
+            elif model == "no-such-model":
+                self._refuse(404, "The model %s does not exist." % model, "model_not_found")
+            elif demo.limited:
+                self._refuse(429, "Rate limit reached; the next request will pass.", "rate_limit_exceeded")
+            else:
+                demo.active += 1
+                try:
+                    self._answer(request, model, deltas, reason)
+                except OSError:
+                    self.close_connection = True  # the client has gone: stop working for it
+                finally:
+                    demo.active -= 1
+
+        def _answer(self, request: Dict[str, Any], model: str, deltas: List[Dict[str, Any]], reason: str) -> None:
+            said = " ".join(str(message.get("content")) for message in request["messages"])
+            usage = {"prompt_tokens": len(said.split()), "completion_tokens": len(deltas)}
+            usage["total_tokens"] = sum(usage.values())
+            base = {"id": "chatcmpl-demo", "created": int(time.time()), "model": model}
+            choices = range(request.get("n") or 1)
+            if not request.get("stream"):
+                whole = Accumulator()
+                for delta in deltas:
+                    whole.add(ChatCompletionChunk(choices=[{"index": i, "delta": dict(delta)} for i in choices]))
+                reply = whole.completion.to_dict()
+                for choice in reply["choices"]:
+                    choice["finish_reason"] = reason
+                return self._send(200, dict(reply, usage=usage, **base))
+            self._head(200, "text/event-stream", "Transfer-Encoding", "chunked")
+            base["object"] = "chat.completion.chunk"
+            start = dict(deltas[0], role="assistant") if deltas else {"role": "assistant"}
+            for at, delta in enumerate([start] + deltas[1:]):
+                if at == len(deltas) // 2 and model == "demo-lost":
+                    raise OSError("the connection breaks here")
+                if at == len(deltas) // 2 and model == "demo-error":
+                    return self._event({"error": {
+                        "message": "The demo model fails here.", "type": "server_error", "code": None}}, last=True)
+                for i in choices:
+                    self._event(dict(base, choices=[{"index": i, "delta": delta, "finish_reason": None}]))
+                time.sleep(demo.delay)
+            for i in choices:
+                self._event(dict(base, choices=[{"index": i, "delta": {}, "finish_reason": reason}]))
+            if (request.get("stream_options") or {}).get("include_usage"):
+                self._event(dict(base, choices=[], usage=usage))
+            self._event("[DONE]", last=True)
+
+        def _event(self, data: Any, last: bool = False) -> None:
+            event = encode_sse(data if isinstance(data, str) else json.dumps(data))
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event) + (b"0\r\n\r\n" if last else b""))
+
+        def _refuse(self, status: int, message: str, code: str) -> None:
+            self._send(status, {"error": {"message": message, "type": "demo_error", "param": None, "code": code}})
+
+        def _send(self, status: int, fields: Any) -> None:
+            body = json.dumps(fields).encode()
+            self._head(status, "application/json", "Content-Length", str(len(body)))
+            self.wfile.write(body)
+
+        def _head(self, status: int, content_type: str, name: str, value: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header(name, value)
+            self.send_header("x-request-id", "req-demo")
+            if status == 429:
+                self.send_header("retry-after-ms", "100")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            _log(_DEBUG, "demo server: " + format, *args)
+
+    return Handler
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+DEFAULT_MODEL = "gpt-4o-mini"  # for OpenAI's own address
+EX_TEMPFAIL = 75               # sysexits.h: trying again may help
+
+_HELP = '''\
+usage: python -m streamlite [options] [prompt ...]
+
+Streams a chat completion. What is piped in goes before the prompt; - is that alone.
+
+  -m, --model NAME    else OPENAI_MODEL, else the only one the server has
+  -s, --system TEXT   the system message
+  -o KEY=VALUE        any field of the request; VALUE may be JSON, or @FILE
+  --chat              a conversation; /model, /system, /reset, /exit, """ for lines
+  --json              each chunk as a line of JSON
+  --no-stream         the whole reply at once
+  --usage             tokens and timing, on stderr
+  --models            list the server's models
+  --base-url URL      else OPENAI_BASE_URL; is sent no key but that of --key-env
+  --key-env NAME      the variable with the key, else OPENAI_API_KEY
+  --timeout S, --deadline S, --retries N, --cacert FILE
+  --demo              against a demo server in this process: no key, no network
+  -v, --verbose       retries, timing and log on stderr
+  -h, --help, --version
+
+  python -m streamlite --demo "Explain server-sent events"
+  git diff | python -m streamlite -o temperature=0 "Write a commit message"
+  python -m streamlite --base-url http://localhost:11434/v1 --chat
+'''
+
+
+class _Console:
+    """Standard output for the answer, standard error for all else."""
+
+    def __init__(self) -> None:
+        self.shows = sys.stderr is not None and sys.stderr.isatty()
+        self.plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or os.name == "nt"
+        self._broken_line: Any = None  # the stream whose last line has no end
+        self._waiting = False
+
+    def write(self, stream: Any, text: str) -> None:
+        """Write at once; what the stream cannot encode becomes "?", and a terminal gets no control characters."""
+        self.wait(False)
+        if stream is None or not text:
+            return
+        if stream.isatty():
+            text = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(_well_formed(text).encode(encoding, "replace").decode(encoding))
+        stream.flush()
+        self._broken_line = None if text.endswith("\n") else stream
+
+    def end_line(self) -> None:
+        if self._broken_line is not None:
+            self.write(self._broken_line, "\n")
+
+    def tell(self, text: str) -> None:
+        self.end_line()
+        self.write(sys.stderr, text + "\n")
+
+    def reason(self, text: str) -> None:
+        """Reasoning: dimmed, and only for a person."""
+        if text and self.shows:
+            self.wait(False)
+            sys.stderr.write("" if self.plain else "\x1b[2m")
+            self.write(sys.stderr, text)
+            sys.stderr.write("" if self.plain else "\x1b[0m")
+            sys.stderr.flush()
+
+    def answer(self, text: str) -> None:
+        if text:
+            if self._broken_line is sys.stderr:
+                self.end_line()
+            self.write(sys.stdout, text)
+
+    def wait(self, begin: bool) -> None:
+        """A small sign until the first token."""
+        if self.shows and begin != self._waiting:
+            self._waiting = begin
+            sys.stderr.write("..." if begin else "\r   \r")
+            sys.stderr.flush()
+
+
+def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
+    import argparse
+    parser = argparse.ArgumentParser(prog="python -m streamlite", add_help=False, usage="%(prog)s [options] [prompt ...]")
+    parser.add_argument("prompt", nargs="*")
+    parser.add_argument("-m", "--model", default=os.environ.get("OPENAI_MODEL"))
+    parser.add_argument("-s", "--system")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="KEY=VALUE")
+    for name in ("--chat", "--json", "--no-stream", "--usage", "--models", "--demo"):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="version", version="streamlite " + __version__)
+    for name in ("--base-url", "--key-env", "--cacert"):
+        parser.add_argument(name)
+    parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT)
+    parser.add_argument("--deadline", type=float)
+    parser.add_argument("--retries", type=int, default=DEFAULT_MAX_RETRIES)
+    args = parser.parse_args(argv)
+    args.fields = {}
+    for option in args.options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            parser.error("-o takes KEY=VALUE, not %r" % option)
+        if value.startswith("@"):
+            try:
+                with io.open(value[1:], encoding="utf-8-sig") as file:
+                    value = file.read()
+            except (OSError, ValueError) as error:
+                parser.error("-o %s: %s" % (option, error))
+        try:
+            args.fields[name] = json.loads(value)
+        except ValueError:
+            args.fields[name] = value
+    if args.key_env and args.key_env not in os.environ:
+        parser.error("--key-env: there is no environment variable %s" % args.key_env)
+    return args
+
+
+def _read_stdin(console: _Console) -> str:
+    """What is piped in; a terminal is not waited for, a slow pipe is, with a word."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    timer = threading.Timer(3.0, console.tell, ["waiting for standard input to end (use < /dev/null if there is none)"])
+    timer.daemon = True
+    timer.start()
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+    finally:
+        timer.cancel()
+
+
+class _Command:
+    """One run of `python -m streamlite`; its methods return exit codes."""
+
+    def __init__(self, args: Any, console: _Console, client: OpenAI) -> None:
+        self.args = args
+        self.console = console
+        self.client = client
+        self.completion: Optional[ChatCompletion] = None
+
+    def run(self) -> int:
+        if self.args.models:
+            self.console.answer("".join(model.id + "\n" for model in self.client.models.list()))
+            return 0
+        if self.args.chat:
+            return self.chat()
+        words = " ".join(word for word in self.args.prompt if word != "-")
+        piped = _read_stdin(self.console) if words or self.args.prompt or not sys.stdin.isatty() else ""
+        prompt = "\n\n".join(filter(None, [piped.rstrip("\n"), words]))
+        if not prompt:
+            self.console.write(sys.stderr, _HELP)
+            return 2
+        return self.ask([{"role": "user", "content": prompt}])
+
+    def model(self) -> str:
+        if not self.args.model:
+            self.args.model = DEFAULT_MODEL
+            if self.client.base_url != DEFAULT_BASE_URL:
+                names = [model.id for model in self.client.models.list()]
+                if len(names) != 1 and not self.args.demo:
+                    raise OpenAIError("name a model with -m; the server has: " + (", ".join(names) or "none"))
+                self.args.model = names[0]
+        return cast(str, self.args.model)
+
+    def ask(self, messages: List[Any]) -> int:
+        """Stream the answer to `messages` into `completion` and onto the screen."""
+        self.completion = None
+        fields = dict(self.args.fields)
+        if self.args.system:
+            messages = [{"role": "system", "content": self.args.system}] + messages
+        if self.args.usage and not self.args.no_stream:
+            fields.setdefault("stream_options", {"include_usage": True})
+        try:
+            self.console.wait(True)
+            fields.setdefault("model", self.model())
+            try:
+                self.answer(dict({"messages": messages}, **fields))
+            except (BadRequestError, UnprocessableEntityError) as error:
+                if "stream_options" not in str(error) or "stream_options" in self.args.fields:
+                    raise  # else an older server that does not know the field
+                del fields["stream_options"]
+                self.answer(dict({"messages": messages}, **fields))
+            return 0
+        except OpenAIError as error:
+            self.completion = error.partial
+            return self.fail(error)
+        finally:
+            self.console.wait(False)
+            self.console.end_line()
+
+    def answer(self, fields: Dict[str, Any]) -> None:
+        console = self.console
+        started = time.monotonic()
+        first: Optional[float] = None
+        if self.args.no_stream:
+            self.completion = self.client.chat.completions.create(**fields)
+            if self.args.json:
+                console.answer(self.completion.to_json(indent=None) + "\n")
+            else:
+                message = self.completion.choices[0].message if self.completion.choices else None
+                console.reason(_reasoning_text(message) if message else "")
+                console.answer(message and message.content or "")
+        else:
+            with self.client.chat.completions.create(stream=True, **fields) as stream:
+                try:
+                    for chunk in stream:
+                        if self.args.json:
+                            console.answer(chunk.to_json(indent=None) + "\n")
+                            continue
+                        for choice in chunk.choices:
+                            console.reason(_reasoning_text(choice.delta) if choice.index == 0 else "")
+                        console.answer(_chunk_text(chunk))
+                finally:
+                    first = stream.time_to_first_token
+                    self.completion = stream.completion
+        self.finish(time.monotonic() - started, first)
+
+    def finish(self, seconds: float, first: Optional[float]) -> None:
+        assert self.completion is not None
+        console, usage = self.console, self.completion.usage
+        for choice in self.completion.choices[:1]:
+            for call in choice.message.tool_calls or () if not self.args.json else ():
+                console.end_line()
+                console.answer(call.to_json(indent=None) + "\n")
+            if choice.finish_reason == "length":
+                console.tell("(cut short by the token limit)")
+            elif choice.finish_reason == "content_filter":
+                console.tell("(cut short by the content filter)")
+        if self.args.usage or self.args.verbose:
+            count = usage.completion_tokens if usage else None
+            console.tell("%s; %s%.2f s in all%s" % (
+                "%s + %s tokens" % (usage.prompt_tokens, count) if usage else "the server sent no usage",
+                "first token after %.2f s, " % first if first is not None else "", seconds,
+                ", %.1f tokens/s" % (count / max(seconds - (first or 0), 1e-6)) if count else ""))
+
+    def fail(self, error: OpenAIError) -> int:
+        """One line that says what to do, and the exit code."""
+        text = str(error)
+        request_id = getattr(error, "request_id", None)
+        if request_id:
+            text += " [request id %s]" % request_id
+        if error.retry_after:
+            text += "; try again in %.0f s" % math.ceil(error.retry_after)
+        if isinstance(error, NotFoundError) and not self.args.models:
+            try:
+                names = [model.id for model in self.client.with_options(max_retries=0).models.list()]
+                text += "; the server has: " + ", ".join(names[:20])
+            except OpenAIError:
+                pass
+        if self.args.json:
+            self.console.answer(_dump_json({"error": {
+                "message": text, "type": getattr(error, "type", None) or type(error).__name__,
+                "code": getattr(error, "code", None)}}) + "\n")
+        self.console.tell("streamlite: " + " ".join(text.split()))
+        return EX_TEMPFAIL if _is_transient(error) else 1
+
+    def chat(self) -> int:
+        try:
+            import readline  # line editing and history  # noqa: F401
+        except ImportError:
+            pass
+        history: List[Any] = []
+        code, interrupted = 0, False
+        while True:
+            try:
+                line = self.read_message()
+                interrupted = False
+                if line is None:
+                    return code
+                command, _, rest = line.partition(" ")
+                if command in ("/exit", "/quit", "/bye"):
+                    return code
+                if command == "/reset":
+                    history = []
+                elif command in ("/model", "/system"):
+                    setattr(self.args, command[1:], rest.strip() or None)
+                elif command.startswith("/") and "\n" not in line:
+                    self.console.tell("/model NAME, /system TEXT, /reset, /exit; \"\"\" begins and ends several lines")
+                elif line.strip():
+                    history.append({"role": "user", "content": line})
+                    code = self.ask(history)
+                    self.remember(history)
+            except KeyboardInterrupt:
+                self.console.tell("")
+                if history and history[-1] is not None and history[-1]["role"] == "user":
+                    self.remember(history)  # an answer was stopped
+                elif interrupted:
+                    return 130
+                else:
+                    interrupted = True
+
+    def remember(self, history: List[Any]) -> None:
+        """Keep what was answered, or forget what was asked."""
+        choices = self.completion.choices if self.completion else []
+        if choices and (choices[0].message.content or choices[0].message.tool_calls):
+            history.append(choices[0].message.to_dict(exclude_none=True))
+        else:
+            history.pop()
+
+    def read_message(self) -> Optional[str]:
+        """A line, or several between triple quotes; None at the end of the input."""
+        prompt = "> " if sys.stdin.isatty() else ""
+        try:
+            line = input(prompt)
+            if line.strip().startswith('"""'):
+                lines = [line.strip()[3:]]
+                while not lines[-1].rstrip().endswith('"""'):
+                    lines.append(input(prompt and ". "))
+                lines[-1] = lines[-1].rstrip()[:-3]
+                line = "\n".join(lines).strip("\n")
+            return line
+        except EOFError:
+            if prompt:
+                self.console.tell("")
+            return None
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command; return its exit code."""
+    console = _Console()
+    args = _parse_arguments(argv)
+    try:
+        if args.help:
+            console.answer(_HELP)
+            return 0
+        return _run(args, console)
+    except KeyboardInterrupt:
+        console.end_line()
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _run(args: Any, console: _Console) -> int:
+    if args.verbose:
+        import logging
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+    if args.cacert:
+        os.environ["SSL_CERT_FILE"] = args.cacert
+    settings: Dict[str, Any] = {"timeout": args.timeout, "deadline": args.deadline, "max_retries": args.retries}
+    if args.base_url or args.demo:  # an address of the command line gets no credentials of the environment
+        settings.update(base_url=args.base_url, api_key="", organization="", project="")
+    if args.key_env:
+        settings["api_key"] = os.environ[args.key_env]
+    demo = DemoServer() if args.demo else None
+    command = None
+    try:
+        if demo:
+            settings.update(base_url=demo.base_url)
+            args.model = args.model or "demo"
+        with OpenAI(**settings) as client:
+            command = _Command(args, console, client)
+            return command.run()
+    except OpenAIError as error:
+        return command.fail(error) if command else (console.tell("streamlite: %s" % error), 1)[1]
+    except TypeError as error:
+        console.tell("streamlite: %s" % error)
+        return 2
+    finally:
+        if demo:
+            demo.close()
+
+
+def _exit(code: int) -> None:
+    """Leave; a pipe that was closed at the other end is no traceback, nor does it change the code."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# MIT License
+#
+# Copyright (c) 2026 the streamlite authors
+#
+# Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+# documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+# rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+# persons to whom the Software is furnished to do so, subject to the following conditions:
+#
+# The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+# Software.
+#
+# THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+# WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+# COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+# OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+# ----------------------------------------------------------------------------------------------------------------------
+
+if __name__ == "__main__":
+    _exit(main())
