@@ -35,7 +35,7 @@ ChatCompletionChunk -> your loop, and beside it Accumulator -> ChatCompletion.  
 """
 
 import collections
-import functools
+import copyreg
 import http.client
 import io
 import json
@@ -50,7 +50,7 @@ import urllib.parse
 import urllib.request
 import weakref
 import zlib
-from typing import (TYPE_CHECKING, Any, Callable, Deque, Dict, Generator, Iterable, Iterator, List, Mapping, NamedTuple,
+from typing import (TYPE_CHECKING, Any, AsyncIterator, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
                     NoReturn, Optional, Sequence, Set, Tuple, Type, TypeVar, Union, cast, overload)
 
 try:
@@ -71,6 +71,7 @@ DEFAULT_MAX_RETRIES = 2         # the SDK's
 MAX_EVENT = 16 * 1024 * 1024    # a line, an event, or a whole JSON reply
 MAX_INFLATED = 1 << 30          # a whole body after gzip or deflate
 MAX_HEADERS = 256 * 1024        # a header block, interim answers and trailers included (nginx sends at most 32 KiB)
+MAX_CHUNK_LINE = 16 * 1024     # a chunk's size with its extensions (llhttp allows as much)
 MAX_ERROR_BODY = 64 * 1024      # of an error reply; what is beyond is not read
 MAX_IDLE = 16                   # connections kept for later
 IDLE_SECONDS = 30.0             # a firewall may forget an idle connection, silently, from one minute on
@@ -129,13 +130,7 @@ class OpenAIError(Exception):
     retry_after: Optional[float] = None
 
     def __reduce__(self) -> Any:  # keyword-only arguments defeat the way in which exceptions are pickled
-        return _rebuild_error, (type(self), self.args, self.__dict__)
-
-
-def _rebuild_error(cls: Type[OpenAIError], args: Tuple[Any, ...], fields: Dict[str, Any]) -> OpenAIError:
-    error = cls.__new__(cls, *args)
-    error.__dict__.update(fields)
-    return error
+        return copyreg.__newobj__, (type(self),) + self.args, self.__dict__  # type: ignore[attr-defined]
 
 
 class APIError(OpenAIError):
@@ -743,18 +738,20 @@ class _ChunkReader:
     hide:  blanks out what must not appear in an error
     """
 
-    def __init__(self, hide: Callable[[str], str] = str) -> None:
+    def __init__(self, hide: Callable[[str], str] = str, wanted: str = "choices") -> None:
         self.done = False
         self.error: Optional[APIError] = None
         self.events = 0
         self.streamed: Set[int] = set()  # the choices of which a delta has brought something
+        self.found: Dict[str, Any] = {}  # the JSON object, where not chunks are wanted
         self._hide = hide
+        self._wanted = wanted
         self._decoder = _LenientDecoder()
         self._whole: Optional[List[bytes]] = None  # the body, where it is no event stream
         self._whole_size = 0
         self._sniffing = True
         self._head = ""                  # the start of the first payload
-        self._has_choices = False
+        self._recognised = False
         self._has_deltas = False
         self._mending = False
         self._held: Dict[Any, str] = {}  # high surrogates that wait for their other half
@@ -796,7 +793,7 @@ class _ChunkReader:
     def verdict(self) -> Optional[APIError]:
         """What is wrong with a body that has ended well by HTTP's rules, if that can be told from what it held."""
         foreign = self._decoder.foreign.encode("utf-8", "replace")
-        if self.events and not self._has_choices:
+        if self.events and not self._recognised:
             return self.not_ours(self._head)
         if not self.events and foreign and not any(field.startswith(foreign) for field in _FIELDS):
             return self.not_ours(self._decoder.foreign)
@@ -824,7 +821,7 @@ class _ChunkReader:
             if text.startswith("{") and text.count("{") > text.count("}"):
                 return  # cut short
             raise
-        if not self._has_choices:
+        if not self._recognised:
             raise self.not_ours(text)
         self.done = self.done or not self._has_deltas
 
@@ -842,7 +839,10 @@ class _ChunkReader:
                 self.events += 1
                 if fields.get("error") or fields.get("object") == "error":
                     raise self._failure(fields)
-                self._read_object(fields, text, chunks)
+                if self._wanted == "choices":
+                    self._read_object(fields, text, chunks)
+                else:
+                    self.found, self._recognised = fields, isinstance(fields.get(self._wanted), list)
             else:
                 line, _, _ = text[at:at + 100].partition("\n")
                 line = line.strip(" \t\r\"'")
@@ -860,8 +860,7 @@ class _ChunkReader:
 
     def _read_object(self, fields: Dict[str, Any], text: str, chunks: List[ChatCompletionChunk]) -> None:
         choices = fields.get("choices")
-        if "choices" in fields:
-            self._has_choices = True
+        self._recognised = self._recognised or "choices" in fields
         if choices.__class__ is not list:
             choices = [choices] if choices.__class__ is dict else []
         self._mending = bool(self._held) or _find_surrogate(text) is not None
@@ -972,11 +971,9 @@ _REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", 
 
 
 def _text_parts(value: Any) -> Tuple[str, str]:
-    """Text and reasoning in `content`, which Mistral's reasoning models send as a list of parts."""
-    if isinstance(value, str):
-        return value, ""
+    """Text and reasoning in a content, which Mistral's reasoning models send as a list of parts."""
     text = reasoning = ""
-    for part in value if isinstance(value, list) else ():
+    for part in value if isinstance(value, list) else (value,):
         if isinstance(part, str):
             text += part
         elif isinstance(part, dict) and "thinking" in part:
@@ -986,18 +983,18 @@ def _text_parts(value: Any) -> Tuple[str, str]:
     return text, reasoning
 
 
-def _reasoning_text(delta: Any) -> str:
-    """The reasoning in a delta, under whatever name; once, though some servers send it under two."""
+def _chunk_text(chunk: ChatCompletionChunk) -> str:
+    """What a chunk adds to the text of choice 0."""
+    return "".join(_text_parts(choice.delta.content)[0] for choice in chunk.choices if choice.index == 0)
+
+
+def _reasoning_text(delta: _WireObject) -> str:
+    """The reasoning in a delta or message: once, though some servers send it under two names."""
     fields = delta.__dict__
     for key in _REASONING:
-        value = fields.get(key)
-        if value:
-            return str(value.get("text") or "") if isinstance(value, dict) else "".join(_text_parts(value))
-    text = _text_parts(fields.get("content"))[1]
-    details = fields.get("reasoning_details")
-    if not text and isinstance(details, list):
-        text = "".join(_text_parts(details))
-    return text
+        if fields.get(key):
+            return "".join(_text_parts(fields[key]))
+    return _text_parts(fields.get("content"))[1] or "".join(_text_parts(fields.get("reasoning_details")))
 
 
 class _ToolCalls:
@@ -1014,28 +1011,26 @@ class _ToolCalls:
         slot = self._slot(call.get("index"), call.get("id"), function.get("name"))
         for target, fields in ((slot, call), (slot["function"], function)):
             for key, value in fields.items():
-                if key in ("id", "type", "name"):
-                    if value and not target.get(key):  # set once; "" on continuations is usual
-                        target[key] = value
-                elif key == "arguments":
-                    if value is not None:
-                        slot["arguments"].append(value if value.__class__ is str else _dump_json(value))
-                elif value is not None and key not in ("index", "function"):
+                if value is None or key in ("index", "function"):
+                    continue
+                if key == "arguments":
+                    slot["pieces"].append(value if value.__class__ is str else _dump_json(value))
+                elif key not in ("id", "type", "name") or not target.get(key):  # these are set once, never joined
                     target[key] = value
 
     def _slot(self, index: Any, id: Any, name: Any) -> Dict[str, Any]:
+        """The slot of a fragment: that of its index, unless it begins a call of its own there (Ollama gives every
+        parallel call index 0); without an index that of its id; and what has neither id nor name continues."""
         if index.__class__ is str and index[:9].isdecimal():
             index = int(index[:9])
-        slot = self._by_index.get(index) if index.__class__ is int else None
         known = self._by_id.get(id) if id and id.__class__ is str else None
-        if index.__class__ is not int:
+        slot = self._by_index.get(index) if index.__class__ is int else known
+        if slot and id and name and slot.get("id") not in (None, "", id):
             slot = known
-        elif slot and id and name and slot["id"] not in ("", id):
-            slot = known  # Ollama gives every parallel call index 0
         if slot is None and self._slots and not (id or name):
             slot = self._slots[-1]
         if slot is None:
-            slot = {"id": "", "type": "", "function": {"name": ""}, "arguments": [], "made": ""}
+            slot = {"function": {}, "pieces": []}
             self._slots.append(slot)
         if index.__class__ is int:
             self._by_index[index] = slot
@@ -1046,12 +1041,13 @@ class _ToolCalls:
     def whole(self) -> List[Dict[str, Any]]:
         calls = []
         for slot in self._slots:
-            arguments = _well_formed("".join(slot["arguments"]))
-            if slot["function"]["name"] or arguments:  # DeepSeek ends with an empty call
-                made = slot["made"] = slot["made"] or "call_" + os.urandom(12).hex()  # replaying it needs an id
-                call = dict(slot, id=slot["id"] or made, type=slot["type"] or "function",
-                            function=dict(slot["function"], arguments=arguments))
-                del call["arguments"], call["made"]
+            call = {key: value for key, value in slot.items() if key not in ("pieces", "made_id")}
+            arguments = _well_formed("".join(slot["pieces"]))
+            if slot["function"].get("name") or arguments:  # DeepSeek ends with an empty call
+                if not call.get("id"):  # without one the call cannot be answered
+                    call["id"] = slot.setdefault("made_id", "call_" + os.urandom(12).hex())
+                call["type"] = call.get("type") or "function"
+                call["function"] = dict(slot["function"], arguments=arguments)
                 calls.append(call)
         return calls
 
@@ -1060,94 +1056,77 @@ class _Answer:
     """One choice so far."""
 
     def __init__(self) -> None:
-        self.fields: Dict[str, Any] = {"finish_reason": None, "logprobs": None}
+        self.finish_reason: Optional[str] = None
+        self._choice: Dict[str, Any] = {}       # last values
         self._message: Dict[str, Any] = {}
-        self._content: List[str] = []
-        self._has_content = False
-        self._texts: Dict[str, List[str]] = {}
-        self._lists: Dict[str, List[Any]] = {}
-        self._calls: Optional[_ToolCalls] = None
+        self._texts: Dict[Any, List[str]] = {}  # pieces, by field or (field, member)
+        self._lists: Dict[Any, List[Any]] = {}
+        self._calls = _ToolCalls()
 
     def add(self, choice: Dict[str, Any]) -> None:
         for key, value in choice.items():
             if key == "delta":
                 self._add_delta(value.__dict__)
-            elif value is None or value == "" or key == "message":
-                continue
+            elif key == "finish_reason":
+                if value and value.__class__ is str:
+                    self.finish_reason = value
             elif key == "logprobs":
-                if not isinstance(value, _WireObject):
-                    continue
-                merged = self.fields["logprobs"] = self.fields["logprobs"] or {}
-                for name, items in value.__dict__.items():
-                    if isinstance(items, list) and isinstance(merged.get(name), list):
-                        merged[name] += items
-                    elif items is not None:
-                        merged[name] = list(items) if isinstance(items, list) else items
-            elif key != "finish_reason" or value.__class__ is str:
-                self.fields[key] = value
+                for name, items in value.__dict__.items() if isinstance(value, _WireObject) else ():
+                    if isinstance(items, list):
+                        self._lists.setdefault((key, name), []).extend(items)
+            elif value is not None and key != "message":
+                self._choice[key] = value
 
     def _add_delta(self, delta: Dict[str, Any]) -> None:
         for key, value in delta.items():
             if value is None:
                 continue
-            if key == "content":
-                self._add_content(value)
+            if key == "content" and value.__class__ is str:
+                self._texts.setdefault(key, []).append(value)
+            elif key in ("content", "refusal") or key in _REASONING:
+                text, reasoning = _text_parts(value)
+                self._join(key, text)
+                self._join("reasoning_content" if key == "content" else key, reasoning)
             elif key == "tool_calls":
-                self._calls = self._calls or _ToolCalls()
                 for call in value if value.__class__ is list else ():
                     if isinstance(call, _WireObject):
                         self._calls.add(call.__dict__)
-            elif key == "refusal" or key in _REASONING:
-                if value.__class__ is dict:  # Envoy's gateway
-                    value = value.get("text")
-                self._join(key, "".join(_text_parts(value)))
             elif key == "reasoning_details" and value.__class__ is list:
                 self._lists.setdefault(key, []).extend(value)
             elif key in ("function_call", "audio"):
-                if isinstance(value, _WireObject):
-                    self._add_object(key, value.__dict__)
+                for name, item in value.__dict__.items() if isinstance(value, _WireObject) else ():
+                    if name in ("arguments", "data", "transcript"):
+                        self._join((key, name), item)
+                    elif item:
+                        self._message.setdefault(key, {})[name] = item
             elif value != "":
                 self._message[key] = value
 
-    def _add_object(self, key: str, fields: Dict[str, Any]) -> None:
-        target = self._message.setdefault(key, {})
-        for name, value in fields.items():
-            if name in ("arguments", "data", "transcript"):
-                self._join(key + "." + name, value)
-            elif value:
-                target[name] = value
-
-    def _add_content(self, value: Any) -> None:
-        if value.__class__ is str:
-            self._has_content = True
-            self._content.append(value)
-        else:
-            text, reasoning = _text_parts(value)
-            self._has_content = self._has_content or bool(text)
-            self._content.append(text)
-            self._join("reasoning_content", reasoning)
-
-    def _join(self, key: str, text: Any) -> None:
+    def _join(self, key: Any, text: Any) -> None:
         if text and text.__class__ is str:
             self._texts.setdefault(key, []).append(text)
 
     def whole(self, index: int) -> Dict[str, Any]:
         message: Dict[str, Any] = {"role": "assistant", "content": None}
-        if self._has_content:
-            message["content"] = _well_formed("".join(self._content))
         for key, value in self._message.items():
-            message[key] = dict(value) if key in ("function_call", "audio") and value.__class__ is dict else value
+            message[key] = dict(value) if key in ("function_call", "audio") else value
+        choice: Dict[str, Any] = dict(
+            self._choice, index=index, message=message, finish_reason=self.finish_reason, logprobs=None)
         for key, pieces in self._texts.items():
-            outer, _, inner = key.partition(".")
-            (message[outer] if inner else message)[inner or outer] = _well_formed("".join(pieces))
+            text = _well_formed("".join(pieces))
+            if isinstance(key, tuple):
+                message.setdefault(key[0], {})[key[1]] = text
+            else:
+                message[key] = text
         for key, items in self._lists.items():
-            message[key] = list(items)
-        if self._calls and self._calls.whole():
-            message["tool_calls"] = self._calls.whole()
-        logprobs = self.fields["logprobs"]
-        if isinstance(logprobs, dict):
-            logprobs = {key: list(items) if isinstance(items, list) else items for key, items in logprobs.items()}
-        return dict(self.fields, index=index, message=message, logprobs=logprobs)
+            if isinstance(key, tuple):
+                choice["logprobs"] = dict(choice["logprobs"] or {}, **{key[1]: list(items)})
+            else:
+                message[key] = list(items)
+        calls = self._calls.whole()
+        if calls:
+            message["tool_calls"] = calls
+        return choice
 
 
 class Accumulator:
@@ -1187,7 +1166,7 @@ class Accumulator:
     @property
     def finished(self) -> bool:
         """Every choice seen has its finish_reason."""
-        return bool(self._answers) and all(answer.fields["finish_reason"] for answer in self._answers.values())
+        return bool(self._answers) and all(answer.finish_reason for answer in self._answers.values())
 
     @property
     def completion(self) -> ChatCompletion:
@@ -1241,7 +1220,8 @@ class _Framing:
 class _ChunkedFraming(_Framing):
     """The chunked coding: CRLF and hexadecimal digits only; extensions and trailers are skipped."""
 
-    _size = re.compile(rb"0*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+    _size = re.compile(rb"0{0,16}([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+    _size_start = re.compile(rb"[0-9a-fA-F]{1,31}([ \t;\r]|$)")
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -1283,7 +1263,7 @@ class _ChunkedFraming(_Framing):
         return b"".join(pieces)
 
     def _incomplete(self, line: bytes) -> None:
-        if b"\n" in line or len(line) > MAX_HEADERS or not re.match(rb"[0-9a-fA-F]+([ \t;\r]|$)", line):
+        if b"\n" in line or len(line) > MAX_CHUNK_LINE or not self._size_start.match(line):
             self.error = _BodyError("a chunk of the reply has no valid size: %r" % line[:40])
         self._rest = line
 
@@ -1361,50 +1341,45 @@ class _Inflater:
 # exceptions.  urllib's opener finds the proxy and runs the caller's handlers; http.client parses the response's head.
 # ----------------------------------------------------------------------------------------------------------------------
 
-_FAULTS: Tuple[Type[BaseException], ...] = (OSError, http.client.HTTPException, ValueError)
+_SSL_ERRORS: Tuple[Type[BaseException], ...] = (ssl.SSLError, ssl.CertificateError) if ssl else ()
+_FAULTS: Tuple[Type[BaseException], ...] = (OSError, http.client.HTTPException, ValueError) + _SSL_ERRORS
 _WOULD_BLOCK: Tuple[Type[BaseException], ...] = (BlockingIOError,) + ((ssl.SSLWantReadError,) if ssl else ())
 
 
 class _Call:
-    """The clock of one call and the socket in its use, so that another thread can end it."""
+    """The clock of one call, its retries included, and the socket in its use, so that another thread can end it."""
 
     def __init__(self, timeout: Any, deadline: Optional[float]) -> None:
         self.connect, self.read = _timeouts(timeout)
         self.started = time.monotonic()
         self.deadline = self.started + (math.inf if deadline is None else deadline)
+        self.until = math.inf           # when the present wait ends
+        self.connecting = True
+        self.proxy = ""                 # host:port
         self.secrets: Set[str] = set()  # what no error may show, though a server repeats it
         self.cancelled = threading.Event()
-        self.on_connected: Callable[[], None] = _nothing
-        self.connecting = True
-        self.proxy = ""
-        self._until = math.inf
-        self._pid = os.getpid()
+        self.on_sent: Callable[[], Any] = lambda: None  # called when the wait for the answer begins
         self._sock: Any = None
+        self._pid = os.getpid()
 
     def start(self, seconds: float) -> None:
         """Start to wait for something for so many seconds; bytes that are not it do not extend the wait."""
-        self._until = min(time.monotonic() + seconds, self.deadline)
+        self.until = min(time.monotonic() + seconds, self.deadline)
 
     def left(self) -> Optional[float]:
         """Seconds for the next step on the socket.  Raises socket.timeout if there are none."""
         if self.cancelled.is_set():
-            raise OSError("the stream was closed")
-        if self._until == math.inf:
+            raise OSError("closed")
+        if self.until == math.inf:
             return None
-        left = self._until - time.monotonic()
+        left = self.until - time.monotonic()
         if left <= 0:
             raise socket.timeout("timed out")
         return left
 
-    @property
-    def until(self) -> float:
-        """When `left` will raise, on the clock of time.monotonic()."""
-        return self._until
-
     def attach(self, sock: Any) -> None:
         self._sock = sock
-        if self.cancelled.is_set():
-            raise OSError("the stream was closed")
+        self.left()
 
     def detach(self) -> None:
         self._sock = None
@@ -1429,10 +1404,6 @@ class _Call:
         return time.monotonic() - self.started
 
 
-def _nothing() -> None:
-    pass
-
-
 def _timeouts(timeout: Any) -> Tuple[float, float]:
     """(connect, read) from a number, a pair, an object with these two attributes, or None for no limit."""
     if hasattr(timeout, "connect") and hasattr(timeout, "read"):
@@ -1449,7 +1420,7 @@ def _is_positive(value: Any) -> bool:
 
 
 class _Request(urllib.request.Request):
-    """A urllib request that knows its call."""
+    """A urllib request that knows its call.  All its headers are unredirected: none leaves for another origin."""
 
     def __init__(self, call: _Call, method: str, url: str, headers: Dict[str, str], body: Optional[bytes],
                  redirects: int = 0) -> None:
@@ -1457,6 +1428,7 @@ class _Request(urllib.request.Request):
         self.call = call
         self.redirects = redirects
         self.own_headers = headers
+        self.response: Optional[_HTTPResponse] = None
         for name, value in headers.items():
             self.add_unredirected_header(name, value)
 
@@ -1472,36 +1444,29 @@ class _Reader:
     each `recv` is given what is left of the call's time."""
 
     def __init__(self, sock: Any, raw: Any, call: _Call) -> None:
+        self.sock = sock
         self.call = call
         self.received = 0
-        self.sock = sock
+        self.ahead = b""         # received, not read yet
         self._raw = raw          # holds the socket open, though http.client may let go of it
-        self.ahead = b""        # received, not read yet
-        self.head_size: Optional[int] = 0
+        self._head_size = 0
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, wait: bool = True) -> Optional[bytes]:
+        """At most `size` bytes, none at the end of the connection, None if there are none yet and `wait` is False."""
         if self.ahead:
             data, self.ahead = self.ahead[:size], self.ahead[size:]
             return data
-        self.sock.settimeout(self.call.left())
-        data = cast(bytes, self.sock.recv(size))
-        self.received += len(data)
-        return data
-
-    def recv_nowait(self, size: int) -> Optional[bytes]:
-        """What has come already; None if nothing has."""
-        if self.ahead:
-            return self.recv(size)
-        self.call.left()
-        self.sock.settimeout(0)
+        left = self.call.left()
+        self.sock.settimeout(left if wait else 0)
         try:
-            data = cast(bytes, self.sock.recv(size))
+            data = self.sock.recv(size)
         except _WOULD_BLOCK:
             return None
         self.received += len(data)
         return data
 
     def readline(self, limit: int) -> bytes:
+        """A line of the head."""
         line = bytearray()
         while not line.endswith(b"\n") and len(line) < limit:
             data = self.recv(65536)
@@ -1510,14 +1475,10 @@ class _Reader:
             end = min(data.find(b"\n") + 1 or len(data), limit - len(line))
             line += data[:end]
             self.ahead = data[end:]
-        if self.head_size is not None:
-            self.head_size += len(line)
-            if self.head_size > MAX_HEADERS:
-                raise _BodyError("the headers are longer than %d bytes" % MAX_HEADERS)
+        self._head_size += len(line)
+        if self._head_size > MAX_HEADERS:
+            raise _BodyError("the headers are longer than %d bytes" % MAX_HEADERS)
         return bytes(line)
-
-    def fileno(self) -> int:
-        return cast(int, self.sock.fileno())
 
     def flush(self) -> None:
         """http.client calls it."""
@@ -1529,12 +1490,13 @@ class _Reader:
 class _HTTPResponse(http.client.HTTPResponse):
     """A response whose body is read with `recv`, decoded, as it comes."""
 
+    connection: "_HTTPConnection"
+
     def __init__(self, sock: Any, debuglevel: int = 0, method: Optional[str] = None, url: Optional[str] = None, *,
                  call: _Call) -> None:
         super().__init__(sock, debuglevel, method, url)
         self.reader = _Reader(sock, self.fp.detach(), call)  # type: ignore[attr-defined]
         self.fp = self.reader  # type: ignore[assignment]
-        self.connection: Any = None
         self.framing = _Framing(0)
         self.inflater: Optional[_Inflater] = None
 
@@ -1554,11 +1516,11 @@ class _HTTPResponse(http.client.HTTPResponse):
         transfer = str(self.headers.get("transfer-encoding") or "").strip().lower()
         if transfer not in ("", "identity", "chunked"):
             raise _BodyError("the reply has the transfer coding %r" % transfer)
-        if self.length == 0 and self.status in (204, 304):
+        if self.status in (204, 304):
             return
         if transfer == "chunked":
             self.framing = _ChunkedFraming()
-        elif len(lengths) > 1 or not all(re.match(r"\d{1,18}$", length.strip(), re.ASCII) for length in lengths):
+        elif len(lengths) > 1 or not all(re.match("[0-9]{1,18}$", length.strip()) for length in lengths):
             raise _BodyError("the reply has no valid Content-Length: %s" % _excerpt(", ".join(lengths)))
         else:
             self.framing = _Framing(int(lengths.pop()) if lengths else None)
@@ -1567,7 +1529,7 @@ class _HTTPResponse(http.client.HTTPResponse):
             self.inflater = _Inflater(coding)
         elif coding not in ("", "identity"):
             raise APIResponseValidationError(
-                "the server compressed its reply with %r, though none was asked for" % coding)
+                "the server compressed its reply with %s, though none was asked for" % _excerpt(coding))
 
     def recv(self, wait: bool = True) -> Optional[bytes]:
         """Some bytes of the body, decoded; none at its end; None if there are none yet and `wait` is False.
@@ -1580,26 +1542,19 @@ class _HTTPResponse(http.client.HTTPResponse):
                 raise error
             if self.framing.ended:
                 return b""
-            size = 4096 if self.inflater else 65536  # deflate makes at most 1,032 bytes of one
-            data = self.reader.recv(size) if wait else self.reader.recv_nowait(size)
+            data = self.reader.recv(4096 if self.inflater else 65536, wait)  # deflate makes at most 1,032 bytes of one
             if data is None:
                 return None
-            data = self.decode(data)
+            if data:
+                data = self.framing.feed(data)
+            else:
+                self.framing.close()
+            if self.inflater:
+                data = self.inflater.feed(data)
+                if self.framing.ended:
+                    self.inflater.close()
             if data:
                 return data
-
-    def decode(self, data: bytes) -> bytes:
-        """Undo framing and coding of bytes from the connection; none means that it has ended."""
-        if not data:
-            self.framing.close()
-            body = b""
-        else:
-            body = self.framing.feed(data)
-            if self.inflater:
-                body = self.inflater.feed(body)
-        if self.inflater and self.framing.ended:
-            self.inflater.close()
-        return body
 
     def is_reusable(self) -> bool:
         """The connection can carry another request: the body has ended, and there is nothing more to read.
@@ -1626,42 +1581,39 @@ class _HTTPResponse(http.client.HTTPResponse):
     def discard(self) -> None:
         """Close the connection."""
         self.close()
-        if self.connection is not None:
-            self.connection.close()
+        self.connection.close()
+
+
+class _ProxyError(OSError):
+    """The proxy refused to connect."""
+
+    def __init__(self, status: int, reason: str, headers: Any) -> None:
+        super().__init__("the proxy answered %d %s" % (status, _excerpt(reason, 60)))
+        self.status = status
+        self.headers = headers
 
 
 class _HTTPConnection(http.client.HTTPConnection):
-    """A connection, plain or TLS, straight or through a proxy."""
+    """A connection, plain or TLS, straight or through a proxy; `request` is the one that it serves at present."""
 
     def __init__(self, request: _Request, context: Any) -> None:
         self.default_port = 443 if request.type == "https" and not request.tunnel else 80
         super().__init__(request.host)
-        self.key = (request.type, request.host, request.tunnel)
+        self.served = request
+        self.response: Optional[_HTTPResponse] = None
         self._context = context
-        self.serve(request)
-
-    def serve(self, request: _Request) -> None:
-        """Take on the next request."""
-        self._request = request
-        self._response: Optional[_HTTPResponse] = None
 
     def response_class(self, *args: Any, **kwargs: Any) -> _HTTPResponse:
         """What http.client makes responses with."""
-        self._response = _HTTPResponse(*args, call=self._request.call, **kwargs)
-        return self._response
-
-    @property
-    def answered(self) -> bool:
-        """Some byte of the response has come."""
-        return bool(self._response and self._response.reader.received)
+        self.response = _HTTPResponse(*args, call=self.served.call, **kwargs)
+        return self.response
 
     def connect(self) -> None:
         """All of it within the call's connect timeout: every address, the proxy's answer, the TLS handshake."""
-        request, call = self._request, self._request.call
+        request, call = self.served, self.served.call
         call.connecting = True
         call.start(call.connect)
         self.sock = self._tcp(call)
-        call.attach(self.sock)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if request.tunnel:
@@ -1691,13 +1643,12 @@ class _HTTPConnection(http.client.HTTPConnection):
         raise error or OSError("the host has no address")
 
     def _connect_through_proxy(self, request: _Request) -> None:
-        call = request.call
         lines = ["CONNECT %s HTTP/1.1" % request.tunnel, "Host: " + request.tunnel, "User-Agent: " + _user_agent()]
         if request.has_header("Proxy-authorization"):
             lines.append("Proxy-Authorization: " + cast(str, request.get_header("Proxy-authorization")))
-        self.sock.settimeout(call.left())
+        self.sock.settimeout(request.call.left())
         self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        response = _HTTPResponse(self.sock, method="CONNECT", call=call)
+        response = _HTTPResponse(self.sock, method="CONNECT", call=request.call)
         try:
             response.begin()
         finally:
@@ -1706,30 +1657,23 @@ class _HTTPConnection(http.client.HTTPConnection):
             raise _ProxyError(response.status, response.reason, response.headers)
 
 
-class _ProxyError(OSError):
-    """The proxy refused to connect."""
-
-    def __init__(self, status: int, reason: str, headers: Any) -> None:
-        super().__init__("the proxy answered %d %s" % (status, _excerpt(reason, 60)))
-        self.status = status
-        self.headers = headers
-
-
 class _Handler(urllib.request.BaseHandler):
-    """http and https for the opener, over connections that are kept for the next request, and redirects."""
+    """http and https for the opener, over connections that are kept for the next request; and redirects."""
 
     def __init__(self, context: Callable[[], Any]) -> None:
         self._context = context
         self._idle: Deque[Tuple[float, int, _HTTPResponse]] = collections.deque()
 
     def http_open(self, request: Any) -> _HTTPResponse:
+        if request.response is not None:
+            request.response.discard()  # a handler of the caller's asks again
         connection = self._claim(request)
         if connection is not None:
             try:
                 return self._exchange(connection, request)
             except (ConnectionError,) + _SSL_ERRORS:
                 # The server had closed it while it was idle, and so has seen no request: this is no failed attempt.
-                if connection.answered or request.call.cancelled.is_set():
+                if (connection.response and connection.response.reader.received) or request.call.cancelled.is_set():
                     raise
         return self._exchange(_HTTPConnection(request, self._context() if request.type == "https" else None), request)
 
@@ -1737,26 +1681,26 @@ class _Handler(urllib.request.BaseHandler):
 
     def _exchange(self, connection: _HTTPConnection, request: _Request) -> _HTTPResponse:
         call = request.call
-        connection.serve(request)
+        connection.served, connection.response = request, None
         headers = {"Host": urllib.parse.urlsplit(request.full_url).netloc, "Connection": "keep-alive"}
         headers.update(request.headers)
         headers.update(request.unredirected_hdrs)
         if request.tunnel:
             headers.pop("Proxy-authorization", None)
+        early: Optional[OSError] = None
         try:
             if connection.sock is None:
                 connection.connect()
-            call.attach(connection.sock)
             call.start(call.read)
+            call.attach(connection.sock)
             connection.sock.settimeout(call.left())
-            call.on_connected()
-            early: Optional[OSError] = None
             try:
                 connection.request(request.get_method(), request.selector, request.data, headers)
             except OSError as error:  # a server that refuses may answer before it has read everything (413, 401)
                 early = error
+            call.on_sent()
             try:
-                response = cast(_HTTPResponse, connection.getresponse())
+                response = request.response = cast(_HTTPResponse, connection.getresponse())
             except _FAULTS:
                 if early:
                     raise early from None
@@ -1764,14 +1708,13 @@ class _Handler(urllib.request.BaseHandler):
         except BaseException:
             connection.close()
             raise
-        response.reader.head_size = None
         response.will_close = response.will_close or early is not None
         response.connection = connection
         response.msg = response.reason  # type: ignore[assignment]  # what urllib's handlers expect
-        response.url = request.full_url
         return response
 
-    def _claim(self, request: _Request) -> Any:
+    def _claim(self, request: _Request) -> Optional[_HTTPConnection]:
+        """An idle connection that can carry the request."""
         while self._idle:
             try:
                 since, pid, response = self._idle.pop()
@@ -1780,8 +1723,9 @@ class _Handler(urllib.request.BaseHandler):
             if pid != os.getpid():
                 continue  # forked since: it is the parent's
             connection = response.connection
+            last = connection.served
             if (time.monotonic() - since < IDLE_SECONDS and response.is_reusable()
-                    and connection.key == (request.type, request.host, request.tunnel)):
+                    and (last.type, last.host, last.tunnel) == (request.type, request.host, request.tunnel)):
                 response.close()
                 return connection
             response.discard()
@@ -1801,8 +1745,6 @@ class _Handler(urllib.request.BaseHandler):
     def close_idle(self) -> None:
         while self._idle:
             self._idle.pop()[2].discard()
-
-    __del__ = close_idle
 
     def http_error_307(self, request: Any, response: _HTTPResponse, code: int, msg: str, headers: Any) -> Any:
         """Follow a redirect that keeps method and body, to the same origin."""
@@ -1840,12 +1782,12 @@ class _ProxyHandler(urllib.request.ProxyHandler):
             request.add_unredirected_header(
                 "Proxy-authorization", "Basic " + base64.b64encode(login.encode()).decode())
         request.call.proxy = parts.netloc.rpartition("@")[2]
-        request.set_proxy(parts.netloc.rpartition("@")[2], "http")
+        request.set_proxy(request.call.proxy, "http")
 
 
 def _port(netloc: str) -> str:
     """The port in "host:port", if it is there."""
-    found = re.search(r":(\d+)$", netloc)
+    found = re.search(":([0-9]+)$", netloc)
     return found.group(1) if found else ""
 
 
@@ -1858,15 +1800,14 @@ def _bypasses_proxy(netloc: str, proxies: Dict[str, str]) -> bool:
         return bool(urllib.request.proxy_bypass(netloc))  # the system's own list, on Windows and macOS
     if urllib.request.proxy_bypass_environment(netloc, proxies):  # type: ignore[attr-defined]
         return True
-    if "/" not in proxies["no"]:
-        return False
-    import ipaddress  # only here: it is large
-    for network in proxies["no"].split(","):
-        try:
-            if ipaddress.ip_address(host) in ipaddress.ip_network(network.strip(), strict=False):
-                return True
-        except ValueError:
-            pass  # a name
+    if "/" in proxies["no"]:
+        import ipaddress  # only here: it is large
+        for network in proxies["no"].split(","):
+            try:
+                if ipaddress.ip_address(host) in ipaddress.ip_network(network.strip(), strict=False):
+                    return True
+            except ValueError:
+                pass  # a name
     return False
 
 
@@ -1881,14 +1822,11 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-def _origin(url: str) -> Tuple[str, str, int]:
+def _origin(url: str) -> Tuple[str, str, str]:
     parts = urllib.parse.urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    return parts.scheme, (parts.hostname or "") if "@" not in parts.netloc else "@", port or (
-        443 if parts.scheme == "https" else 80)
+    host = parts.netloc.lower()  # a user name, too, makes it another
+    return parts.scheme, host[:-len(_port(host)) - 1] if _port(host) else host, _port(host) or (
+        "443" if parts.scheme == "https" else "80")
 
 
 def _location(response: Any, url: str) -> str:
@@ -1915,25 +1853,22 @@ def _user_agent() -> str:
 
 # -- TLS --
 
-_SSL_ERRORS: Tuple[Type[BaseException], ...] = (ssl.SSLError, ssl.CertificateError) if ssl else ()
-_FAULTS += _SSL_ERRORS
-_contexts: Dict[Tuple[Optional[str], ...], Any] = {}
+_CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_contexts: Dict[Tuple[str, ...], Any] = {}
 
 
 def _tls_context() -> Any:
-    """A context that verifies certificates, made once per process and setting: that takes 20 ms."""
+    """A context that verifies certificates, made once per process and setting: that takes up to 20 ms."""
     if ssl is None:
         raise OpenAIError("this Python has no ssl module: only http: URLs work")
-    names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    settings = tuple(os.environ.get(name) or None for name in names)
-    context = _contexts.get(settings)
-    if context is None:
-        context = _contexts[settings] = _make_tls_context(names, settings)
-    return context
+    settings = tuple(os.environ.get(name, "") for name in _CA_VARIABLES)
+    if settings not in _contexts:
+        _contexts[settings] = _make_tls_context(*settings)
+    return _contexts[settings]
 
 
-def _make_tls_context(names: Sequence[str], settings: Sequence[Optional[str]]) -> Any:
-    for name, path in zip(names, settings):
+def _make_tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
+    for name, path in zip(_CA_VARIABLES, (cert_file, cert_dir) + bundles):
         if path and not any(os.path.exists(part) for part in path.split(os.pathsep)):
             raise OpenAIError("%s names %s, which does not exist: set it to a file (or folder) of CA certificates"
                               % (name, path))
@@ -1944,17 +1879,14 @@ def _make_tls_context(names: Sequence[str], settings: Sequence[Optional[str]]) -
         context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     if ssl.HAS_ALPN:
         context.set_alpn_protocols(["http/1.1"])
-    cert_file, cert_dir, *bundles = settings
-    bundle = next((path for path in bundles if path), None)
+    bundle = "" if cert_file or cert_dir else bundles[0] or bundles[1]
     try:
-        if bundle and not (cert_file or cert_dir):
-            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
-        else:
-            if cert_file:
-                context.load_verify_locations(cafile=cert_file)  # an error where OpenSSL's default is silence
+        if bundle or cert_file:  # an error where OpenSSL's own way is silence
+            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle or cert_file})
+        if not bundle:
             context.load_default_certs()
     except OSError as error:
-        raise OpenAIError("the CA certificates in %s cannot be read: %s" % (cert_file or bundle, error)) from error
+        raise OpenAIError("the CA certificates in %s cannot be read: %s" % (bundle or cert_file, error)) from error
     return context
 
 
@@ -1966,20 +1898,18 @@ _CERTIFICATE_REMEDY = (
 _STRICT_REMEDY = (
     "Python 3.13 made ssl.create_default_context() stricter than this CA's certificates: clear ssl.VERIFY_X509_STRICT "
     "in the verify_flags of the ssl_context that you pass")
+_STRICTNESS = "(?i)key ?(identifier|usage)|basic constraints|critical|path length|name empty|ecc parameters|x509v3"
 
 
-def _translate(error: BaseException, call: _Call, url: str, chunks: int) -> APIError:
+def _translate(error: BaseException, call: _Call, url: str, chunks: int = 0) -> APIError:
     """One of our errors for one of the standard library's: what happened, where, when, and what to do."""
-    if isinstance(error, APIError):
-        return error
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
+    host = urllib.parse.urlsplit(url).hostname or ""
     place = _bare(url) + (" through the proxy %s" % call.proxy if call.proxy else "")
     when = " after %d chunks and %.1f s" % (chunks, call.elapsed) if chunks else ""
-    if call.cancelled.is_set():
-        return APIConnectionError(message="the stream from %s was closed%s" % (_bare(url), when))
     reason = _excerpt(str(error) or type(error).__name__)
-    if isinstance(error, (socket.timeout, TimeoutError)):
+    if call.cancelled.is_set():
+        message = "the stream from %s was closed%s" % (_bare(url), when)
+    elif isinstance(error, (socket.timeout, TimeoutError)):
         if time.monotonic() >= call.deadline:
             limit = "the deadline of %g s passed" % (call.deadline - call.started)
         elif call.connecting:
@@ -1987,25 +1917,24 @@ def _translate(error: BaseException, call: _Call, url: str, chunks: int) -> APIE
         else:
             limit = "no event for %g s (timeout)" % call.read
         return APITimeoutError(message="%s%s: %s" % (limit, when, place))
-    if isinstance(error, _ProxyError):
-        return APIConnectionError(message="%s for %s; %s" % (reason, host, _proxy_remedy(error.status, error.headers)))
-    if _is_certificate_error(error):
-        remedy = _STRICT_REMEDY if re.search("Key Identifier|Basic Constraints|critical", reason) else (
-            _CERTIFICATE_REMEDY)
-        return APIConnectionError(message="the certificate of %s is not trusted (%s); %s" % (host, reason, remedy))
-    if isinstance(error, socket.gaierror):
-        remedy = "the host %s is not known (%s): check base_url, or set HTTPS_PROXY if this network has a proxy" % (
+    elif isinstance(error, _ProxyError):
+        message = "%s for %s (%s); %s" % (reason, host, call.proxy, _proxy_remedy(error.status, error.headers))
+    elif _is_certificate_error(error):
+        message = "the certificate of %s is not trusted (%s); %s" % (
+            host, reason, _STRICT_REMEDY if re.search(_STRICTNESS, reason) else _CERTIFICATE_REMEDY)
+    elif isinstance(error, socket.gaierror):
+        message = "the host %s is not known (%s): check base_url, or set HTTPS_PROXY if this network has a proxy" % (
             call.proxy or host, reason)
     elif isinstance(error, ConnectionRefusedError):
-        remedy = "nothing listens at %s: is the %s running?" % (
+        message = "nothing listens at %s: is the %s running?" % (
             call.proxy or _bare(url), "proxy" if call.proxy else "server")
     elif call.connecting and isinstance(error, _SSL_ERRORS):
-        remedy = "no TLS connection to %s (%s): does this port speak https?" % (host, reason)
+        message = "no TLS connection to %s (%s): does this port speak https?" % (host, reason)
     elif call.connecting:
-        remedy = "no connection to %s: %s" % (place, reason)
+        message = "no connection to %s: %s" % (place, reason)
     else:
-        remedy = "the connection to %s was lost%s (%s); what had arrived is in `partial`" % (place, when, reason)
-    return APIConnectionError(message=remedy)
+        message = "the connection to %s was lost%s (%s); what had arrived is in `partial`" % (place, when, reason)
+    return APIConnectionError(message=message)
 
 
 def _is_certificate_error(error: Optional[BaseException]) -> bool:
@@ -2027,9 +1956,8 @@ def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusEr
     try:
         body, words = _server_error(json.loads(text))
     except (ValueError, RecursionError):
-        body, words = text, ""
-    words = words or text
-    if re.match(r"\s*<", words):
+        body, words = text, text
+    if words.startswith("<"):
         title = re.search("(?is)<title>(.*?)</title>", words)
         words = "an HTML page" + (": " + title.group(1) if title else "")
     hint = ""
@@ -2065,12 +1993,11 @@ def _read_error_body(response: _HTTPResponse, call: _Call) -> bytes:
 
 
 class _Transport:
-    """One opener, with what it keeps between requests."""
+    """One opener, with the connections that it keeps between requests."""
 
     def __init__(self, ssl_context: Any, handlers: Sequence[urllib.request.BaseHandler]) -> None:
         self._handler = _Handler((lambda: ssl_context) if ssl_context else _tls_context)
         self.release = self._handler.release
-        self.close = self._handler.close_idle
         self._opener = urllib.request.OpenerDirector()
         mine: List[urllib.request.BaseHandler] = [self._handler, urllib.request.HTTPErrorProcessor()]
         if not any(isinstance(handler, urllib.request.ProxyHandler) for handler in handlers):
@@ -2081,18 +2008,22 @@ class _Transport:
     def open(self, call: _Call, method: str, url: str, headers: Dict[str, str],
              body: Optional[bytes]) -> _HTTPResponse:
         """Send the request; return the response of a success, whose body has not been read."""
-        request = _Request(call, method, url, headers, body)
         try:
-            response = cast(_HTTPResponse, self._opener.open(request))
+            response = cast(_HTTPResponse, self._opener.open(_Request(call, method, url, headers, body)))
             if not 200 <= response.status < 300:
                 error = _status_error(response, url, call)
                 self.release(response, response.framing.ended)
                 raise error
             return response
         except _FAULTS as fault:
-            raise _translate(fault, call, url, 0) from fault
+            raise _translate(fault, call, url) from fault
         finally:
             _log(_DEBUG, "%s %s: %.3f s", method, _bare(url), call.elapsed)
+
+    def close(self) -> None:
+        self._handler.close_idle()
+
+    __del__ = close
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2124,10 +2055,10 @@ def _retry_after(headers: Any) -> Optional[float]:
         if re.match(r"[0-9]{1,12}(\.[0-9]*)?$", value):
             return float(value) * unit
     from email.utils import mktime_tz, parsedate_tz
-    date = parsedate_tz(value)
     try:
+        date = parsedate_tz(value)
         return max(0.0, mktime_tz(date) - time.time()) if date else None
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, LookupError):
         return None
 
 
@@ -2137,7 +2068,7 @@ class _Attempts:
     def __init__(self, call: _Call, max_retries: int) -> None:
         self.call = call
         self.made = 0
-        self.closed = False  # something was delivered: a repetition would not be invisible
+        self.closed = False  # no more of them: something was delivered, so a repetition would not be invisible
         self._retries_left = max_retries
 
     def delay(self, error: APIError) -> float:
@@ -2146,18 +2077,16 @@ class _Attempts:
         error.elapsed = self.call.elapsed
         if error.response is not None:
             error.retry_after = _retry_after(error.response.headers)
-        if self.closed or self.call.cancelled.is_set() or self._retries_left <= 0 or not _is_transient(error):
-            self.closed = True
-            raise error
         if error.retry_after is not None:
             seconds = error.retry_after
         else:
             import random
             seconds = min(0.5 * 2 ** (self.made - 1), 8.0) * (1 - 0.25 * random.random())
-        if seconds > MAX_RETRY_AFTER or time.monotonic() + seconds >= self.call.deadline:
+        self._retries_left -= 1
+        if (self.closed or self.call.cancelled.is_set() or self._retries_left < 0 or not _is_transient(error)
+                or seconds > MAX_RETRY_AFTER or time.monotonic() + seconds >= self.call.deadline):
             self.closed = True
             raise error
-        self._retries_left -= 1
         _log(_INFO, "attempt %d failed, the next is in %.2f s: %s", self.made, seconds, error)
         return seconds
 
@@ -2173,115 +2102,37 @@ class _Attempts:
 # Streams
 # ----------------------------------------------------------------------------------------------------------------------
 
-class Stream:
-    """The chunks of one reply, as they come; `with` ends the connection, and so the server's work, when you leave.
-
-        for chunk in stream: ...          # ChatCompletionChunk; `break` and iterate again to go on
-        for text in stream.text(): ...    # the text of choice 0
-        completion = stream.collect()     # the rest of it, as a ChatCompletion
-        stream.completion                 # what has come so far, at any time
-
-    Raises the errors of `create`, and APIError, or the subclass for its code, for an error that the server reports in
-    the stream; APIConnectionError for a stream that ends too early; APITimeoutError; all with `partial`.
-    """
+class _BaseStream:
+    """What both kinds of streams are: everything but the waiting."""
 
     def __init__(self, transport: _Transport, attempts: _Attempts, request: Request,
-                 send: Callable[[str], _HTTPResponse], key: Callable[[], str]) -> None:
-        self.response: Optional[Response] = None
+                 send: Callable[[Any], _HTTPResponse], key: Callable[[], Any], wanted: str = "choices") -> None:
+        self.response: Optional[Response] = None  # status_code, headers, request_id
         self._transport = transport
         self._attempts = attempts
         self._call = attempts.call
         self._request = request
         self._send = send
         self._key = key
-        self._lock = threading.Lock()  # held while reading; who holds it closes
+        self._wanted = wanted
+        self._lock = threading.Lock()  # held by a thread that reads; who holds it closes
         self._http: Optional[_HTTPResponse] = None
         self._reader = _ChunkReader(self._call.hide)
         self._accumulator = Accumulator()
         self._ready: Deque[ChatCompletionChunk] = collections.deque()
         self._iterated = False
         self._body_over = False
-        self._fault: Optional[BaseException] = None
-        self._over = False
+        self._fault: Optional[BaseException] = None  # what ended the body, unless it ended well
+        self._over = False                           # the answer is whole
         self._failure: Optional[APIError] = None
-        self._began = False
         self._longest: Optional[ChatCompletion] = None
         self._first_token_at: Optional[float] = None
         self._ended_at: Optional[float] = None
-
-    # -- for the user --
-
-    def __iter__(self) -> Iterator[ChatCompletionChunk]:
-        self._iterated = True
-        while True:
-            while self._ready:
-                yield self._take()
-            if self._over:
-                return
-            self._attempts.run(self._advance)
-
-    def __next__(self) -> ChatCompletionChunk:
-        for chunk in self:
-            return chunk
-        raise StopIteration
-
-    def text(self) -> Iterator[str]:
-        """Iterate the text of choice 0, without empty pieces."""
-        for chunk in self:
-            text = _chunk_text(chunk)
-            if text:
-                yield text
-
-    def collect(self) -> ChatCompletion:
-        """Read to the end and return the whole reply, what was iterated before included.
-
-        If nothing was, nobody has seen anything, and the loss of the connection may be cured by starting over.
-        """
-        if not self._iterated and not self._over:
-            self._attempts.run(self._drain)
-        for _ in self:
-            pass
-        return self.completion
 
     @property
     def completion(self) -> ChatCompletion:
         """What was handed out so far, in the shape of a whole reply."""
         return self._accumulator.completion
-
-    def sse(self) -> Iterator[bytes]:
-        """The stream as bytes for a browser's EventSource: each chunk as JSON in an event, then [DONE].
-
-        An error becomes an event named `error`; it shows the server's words, but neither the server nor the network.
-        """
-        try:
-            for chunk in self:
-                yield encode_sse(chunk.to_json(indent=None))
-            yield encode_sse("[DONE]")
-        except APIError as error:
-            yield _encode_error(error)
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """End the connection at once, from any thread: a read or a wait in another one ends with APIConnectionError."""
-        if self._over:
-            return
-        self._call.cancel()
-        if self._lock.acquire(False):
-            try:
-                self._drop()
-            finally:
-                self._lock.release()
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_ended_at"):  # __init__ went through
-            self.close()
 
     @property
     def time_to_first_token(self) -> Optional[float]:
@@ -2293,8 +2144,6 @@ class Stream:
         """Seconds from the call to the end of the stream, or to now."""
         return (self._ended_at or time.monotonic()) - self._call.started
 
-    # -- the way of the bytes; the asynchronous stream goes it too --
-
     def _take(self) -> ChatCompletionChunk:
         """Hand out a chunk; from now on nothing is repeated behind the caller's back."""
         chunk = self._ready.popleft()
@@ -2302,74 +2151,19 @@ class Stream:
         self._attempts.closed = True
         return chunk
 
-    def _open(self) -> None:
-        """Make an attempt: send the request, read the head of the answer."""
-        with self._lock:
-            try:
-                self._connect(self._key())
-            except APIError as error:
-                self._fail(error)
-                raise
-
-    def _advance(self) -> None:
-        """Read until there are chunks to hand out, or the stream is over."""
-        with self._lock:
-            try:
-                if self._http is None:
-                    self._connect(self._key())
-                self._start_wait()
-                while not self._settled():
-                    self._absorb(self._receive())
-            except APIError as error:
-                self._fail(error)
-                raise
-
-    def _drain(self) -> None:
-        """Read to the end; nobody sees anything before."""
-        while not self._over:
-            self._advance()
-            while self._ready:
-                self._accumulator.add(self._ready.popleft())
-
-    def _fetch(self) -> Dict[str, Any]:
-        """Make an attempt at a reply that is a JSON object, and no completion."""
-        with self._lock:
-            try:
-                self._connect(self._key())
-                self._start_wait()
-                body = b""
-                while not self._body_over:
-                    data = self._receive() or b""
-                    body += data
-                    self._body_over = not data or len(body) > MAX_EVENT
-                if self._fault:
-                    raise _translate(self._fault, self._call, self._request.url, 0) from self._fault
-                try:
-                    fields = json.loads(body.decode("utf-8-sig", "replace"))
-                except (ValueError, RecursionError):
-                    fields = None
-                if not isinstance(fields, dict) or not isinstance(fields.get("data"), list):
-                    raise self._reader.not_ours(body.decode("utf-8", "replace").strip())
-                self._finish("its end")
-                return fields
-            except APIError as error:
-                self._fail(error)
-                raise
-
-    def _connect(self, key: str) -> None:
+    def _connect(self, key: Any) -> None:
+        """Send the request, read the head of the answer."""
         if self._attempts.closed:
-            raise self._failure or _translate(OSError(), self._call, self._request.url, 0)
+            raise self._failure or _translate(OSError(), self._call, self._request.url)
         self._attempts.made += 1
         self.response = None
-        self._reader = _ChunkReader(self._call.hide)
+        self._reader = _ChunkReader(self._call.hide, self._wanted)
         self._accumulator = Accumulator()
         self._fault, self._body_over = None, False
-        http_response = self._send(key)
-        self.response = Response(http_response.status, http_response.headers)
-        self._http = http_response
-        self._began = True
+        self._http = self._send(key)
+        self.response = Response(self._http.status, self._http.headers)
         if self._call.cancelled.is_set():
-            raise _translate(OSError(), self._call, self._request.url, 0)
+            raise _translate(OSError(), self._call, self._request.url)
 
     def _start_wait(self) -> None:
         """Comments, blank lines and single bytes are no event: they do not start the clock again."""
@@ -2396,22 +2190,20 @@ class Stream:
             self._first_token_at = time.monotonic()
 
     def _settled(self) -> bool:
-        """There are chunks to hand out, or the stream is over.  Raises what has ended it, after all that came before."""
-        reader = self._reader
+        """There are chunks to hand out, or the answer is whole.  Raises what has ended it, after all that came before."""
+        reader, finished = self._reader, self._accumulator.finished
         if self._ready:
             return True
         if reader.done:
             self._finish("[DONE]")
-        elif isinstance(reader.error, APIResponseValidationError) and self._accumulator.finished:
-            self._fault = reader.error  # garbage behind a whole answer
-            self._finish("finish_reason, then garbage")
-        elif reader.error:
+        elif reader.error and not (finished and isinstance(reader.error, APIResponseValidationError)):
             raise reader.error
-        elif self._body_over and self._accumulator.finished:
+        elif finished and (self._body_over or reader.error):  # whatever comes behind a whole answer, it stays whole
+            self._fault = self._fault or reader.error
             self._finish("finish_reason")
+        elif self._fault:
+            raise _translate(self._fault, self._call, self._request.url, reader.events) from self._fault
         elif self._body_over:
-            if self._fault:
-                raise _translate(self._fault, self._call, self._request.url, reader.events) from self._fault
             raise reader.verdict() or APIConnectionError(
                 message="the reply of %s ended after %d chunks and %.1f s with neither [DONE] nor a finish_reason: it "
                         "is not whole; what had arrived is in `partial`"
@@ -2419,7 +2211,6 @@ class Stream:
         return self._over
 
     def _finish(self, why: str) -> None:
-        """The answer is whole."""
         self._over = True
         self._end(why)
         if self._http is not None:
@@ -2427,19 +2218,18 @@ class Stream:
             self._http = None
 
     def _fail(self, error: APIError) -> None:
+        """Complete an error that ends an attempt."""
         self._drop()
         self._end(type(error).__name__)
         self._failure = error
-        if self._accumulator.completion.choices and not isinstance(error, APIConnectionError):
-            self._attempts.closed = True  # the server's own word in the middle is no lost connection
         error.request = self._request
-        if error.response is None:
-            error.response = self.response
-        if self._began:
-            partial = self._accumulator.completion
-            if self._longest is None or len(partial.to_json()) > len(self._longest.to_json()):
-                self._longest = partial
-            error.partial = self._longest
+        error.response = error.response or self.response
+        partial = self._accumulator.completion
+        if partial.choices and not isinstance(error, APIConnectionError):
+            self._attempts.closed = True  # the server's own word in the middle is no lost connection
+        if self.response and (not self._longest or len(partial.to_json()) > len(self._longest.to_json())):
+            self._longest = partial
+        error.partial = self._longest
 
     def _end(self, why: str) -> None:
         self._ended_at = time.monotonic()
@@ -2452,10 +2242,111 @@ class Stream:
             self._http.discard()
             self._http = None
 
+    def _cut(self) -> None:
+        """End the connection, from any thread."""
+        if not self._over:
+            self._call.cancel()
+            if self._lock.acquire(False):
+                try:
+                    self._drop()
+                finally:
+                    self._lock.release()
 
-def _chunk_text(chunk: ChatCompletionChunk) -> str:
-    """What a chunk adds to the text of choice 0."""
-    return "".join(_text_parts(choice.delta.content)[0] for choice in chunk.choices if choice.index == 0)
+    def __del__(self) -> None:
+        self._cut()
+
+
+class Stream(_BaseStream):
+    """The chunks of one reply, as they come; `with` ends the connection, and so the server's work, when you leave.
+
+        for chunk in stream: ...          # ChatCompletionChunk; `break` and iterate again to go on
+        for text in stream.text(): ...    # the text of choice 0
+        completion = stream.collect()     # the rest of it, as a ChatCompletion
+        stream.completion                 # what has come so far, at any time
+
+    Raises the errors of `create`, and APIError, or the subclass for its code, for an error that the server reports in
+    the stream; APIConnectionError for a stream that ends too early; APITimeoutError; all with `partial`.
+    """
+
+    def __iter__(self) -> Iterator[ChatCompletionChunk]:
+        self._iterated = True
+        while True:
+            while self._ready:
+                yield self._take()
+            if self._over:
+                return
+            self._attempts.run(self._advance)
+
+    def __next__(self) -> ChatCompletionChunk:
+        for chunk in self:
+            return chunk
+        raise StopIteration
+
+    def text(self) -> Iterator[str]:
+        """Iterate the text of choice 0, without empty pieces."""
+        return filter(None, map(_chunk_text, self))
+
+    def collect(self) -> ChatCompletion:
+        """Read to the end and return the whole reply, what was iterated before included.
+
+        If nothing was, nobody has seen anything, and the loss of the connection may be cured by starting over.
+        """
+        if not self._iterated and not self._over:
+            self._attempts.run(self._drain)
+        for _ in self:
+            pass
+        return self.completion
+
+    def sse(self) -> Iterator[bytes]:
+        """The stream as bytes for a browser's EventSource: each chunk as JSON in an event, then [DONE].
+
+        An error becomes an event named `error`; it shows the server's words, but neither the server nor the network.
+        """
+        try:
+            for chunk in self:
+                yield encode_sse(chunk.to_json(indent=None))
+            yield encode_sse("[DONE]")
+        except APIError as error:
+            yield _encode_error(error)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the connection at once, from any thread: a read or a wait in another one ends with APIConnectionError."""
+        self._cut()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._cut()
+
+    def _attempt(self, read: bool = True) -> None:
+        with self._lock:
+            try:
+                if self._http is None:
+                    self._connect(self._key())
+                if read:
+                    self._start_wait()
+                    while not self._settled():
+                        self._absorb(self._receive())
+            except APIError as error:
+                self._fail(error)
+                raise
+
+    def _open(self) -> None:
+        self._attempt(read=False)
+
+    def _advance(self) -> None:
+        """Read until there are chunks to hand out, or the answer is whole."""
+        self._attempt()
+
+    def _drain(self) -> None:
+        """Read to the end; nobody sees anything before."""
+        while not self._over:
+            self._attempt()
+            while self._ready:
+                self._accumulator.add(self._ready.popleft())
 
 
 def _encode_error(error: APIError) -> bytes:
@@ -2466,7 +2357,7 @@ def _encode_error(error: APIError) -> bytes:
     elif isinstance(error, APIResponseValidationError):
         words = "the model's server sent something else than an answer"
     else:
-        words = _server_error(error.body)[1] if error.body else "the model's server refused"
+        words = _server_error(error.body)[1]
     fields = {"message": words, "type": error.type or type(error).__name__, "code": error.code}
     return encode_sse(_dump_json({"error": fields}), event="error")
 
@@ -2488,19 +2379,19 @@ class NotGiven:
 NOT_GIVEN = NotGiven()
 _warned: Set[str] = set()
 
+_STREAM_HAS = "create(stream=True) returns a Stream: `completion` is the reply so far, `response` has status and headers"
 _NOT_OFFERED = {
     "http_client": "pass ssl_context for certificates, handlers for urllib handlers; proxies come from the environment",
     "parse": "send response_format as a dict, and json.loads the message's content",
-    "stream": "create(stream=True) returns a Stream: its `completion` is the reply so far, `collect()` the whole",
-    "with_raw_response": "create(stream=True) returns a Stream: `response` has status, headers and request id",
-    "with_streaming_response": "create(stream=True) returns a Stream: `response` has status, headers and request id",
+    "stream": _STREAM_HAS, "with_raw_response": _STREAM_HAS, "with_streaming_response": _STREAM_HAS,
     "responses": "only chat completions are spoken here: client.chat.completions.create(...)",
 }
 
 
-def _refuse(owner: str, name: str) -> NoReturn:
-    hint = _NOT_OFFERED.get(name)
-    raise AttributeError("%s has no %r%s" % (owner, name, ": " + hint if hint else ""))
+def _not_offered(owner: object, name: str) -> Any:
+    """The __getattr__ of what the SDK has more of."""
+    raise AttributeError("%s has no %r%s" % (
+        type(owner).__name__, name, ": " + _NOT_OFFERED[name] if name in _NOT_OFFERED else ""))
 
 
 def AzureOpenAI(*args: Any, **kwargs: Any) -> NoReturn:
@@ -2512,75 +2403,90 @@ def AzureOpenAI(*args: Any, **kwargs: Any) -> NoReturn:
 AsyncAzureOpenAI = AzureOpenAI
 
 
-def _check_header(name: str, value: Any) -> str:
-    if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+$", name):
-        raise OpenAIError("the header name %r is not valid" % name)
-    if not isinstance(value, str) or not re.match(r"[\t -~]*\Z", value):
-        raise OpenAIError("the value of the header %s must be text of printable ASCII, without line breaks" % name)
-    return value
-
-
 def _check_key(key: Any) -> str:
     """A key that can be sent; an error must not show it."""
-    if key is None:
-        return ""
-    if not isinstance(key, str):
+    if key is not None and not isinstance(key, str):
         raise OpenAIError("api_key must be a str, or a function that returns one, not %s" % type(key).__name__)
-    if not re.match(r"[!-~]*\Z", key):
+    if not re.match(r"[!-~]*\Z", key or ""):
         raise OpenAIError("the API key holds a space, a line break or a letter outside ASCII: was it copied with "
                           "something around it? (It is not shown here.)")
-    return key
+    return key or ""
+
+
+def _merge_headers(headers: Dict[str, Tuple[str, str]], more: Mapping[str, Any]) -> None:
+    """Later values win, whatever the case of the name; None takes a header out."""
+    for name, value in more.items():
+        if value is None or isinstance(value, NotGiven):
+            headers.pop(name.lower(), None)
+            continue
+        if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
+            raise OpenAIError("the header name %r is not valid" % name)
+        if not isinstance(value, str) or not re.match(r"[\t -~]*\Z", value):
+            raise OpenAIError("the value of the header %s must be text of printable ASCII, without line breaks" % name)
+        headers[name.lower()] = (name, value)
 
 
 def _split_base_url(base_url: str) -> Tuple[str, str]:
-    """A base URL without its query, which comes second."""
+    """A base URL without its query, and that."""
     try:
         parts = urllib.parse.urlsplit(base_url.strip())
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port
     except ValueError as error:
         raise OpenAIError("base_url is not a URL: %s" % error) from None
-    if parts.username is not None or parts.password is not None:
+    if "@" in parts.netloc:
         raise OpenAIError("base_url must not hold a user name or password: pass default_headers={'Authorization': ...}")
-    if parts.scheme not in ("http", "https") or not re.match(r"[\w.:%~-]+$", host):
+    if parts.scheme not in ("http", "https") or not re.match(r"[\w.:%~-]+\Z", host):
         raise OpenAIError("base_url must be http://HOST/... or https://HOST/..., such as %s, not %s"
                           % (DEFAULT_BASE_URL, _excerpt(base_url.split("?")[0])))
-    netloc = ("[%s]" % host if ":" in host else host) + ("" if port is None else ":%d" % port)
     path = parts.path.rstrip("/")
     if path.endswith("/chat/completions"):
         path = path[:-len("/chat/completions")]
-    quoted = urllib.parse.quote(path, safe="/%:@!$&'()*+,;=~-._")
-    return "%s://%s%s" % (parts.scheme, netloc, quoted), urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+    netloc = ("[%s]" % host if ":" in host else host) + ("" if port is None else ":%d" % port)
+    safe = "/%:@!$&'()*+,;=~-._?"
+    return ("%s://%s%s" % (parts.scheme, netloc, urllib.parse.quote(path, safe=safe)),
+            urllib.parse.quote(parts.query, safe=safe))
 
 
-def _json_body(fields: Dict[str, Any]) -> bytes:
-    if "messages" in fields:
-        messages = fields["messages"]
-        if messages is None or isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
-            raise TypeError("messages must be a list such as [{'role': 'user', 'content': '...'}], not %s"
-                            % type(messages).__name__)
-        fields["messages"] = messages = list(messages)
-        for message in messages:
-            if not isinstance(message, (Mapping, _WireObject)):
-                raise TypeError("each of messages must be a dict such as {'role': 'user', 'content': '...'}, not %s"
-                                % type(message).__name__)
+def _completion_body(messages: Any, model: Any, stream: Any, extra_body: Any, fields: Dict[str, Any]) -> Dict[str, Any]:
+    """The fields of a request for a completion, looked at before anything is sent."""
+    if not isinstance(model, str) or not model:
+        raise TypeError("model must be the name of a model, not %r" % (model,))
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise TypeError("messages must be a list such as [{'role': 'user', 'content': '...'}], not %s"
+                        % type(messages).__name__)
+    messages = list(messages)
+    for message in messages:
+        if not isinstance(message, (Mapping, _WireObject)):
+            raise TypeError("each of messages must be a dict such as {'role': 'user', 'content': '...'}, not %s"
+                            % type(message).__name__)
     if isinstance(fields.get("response_format"), type):
         raise TypeError("response_format must be a dict; " + _NOT_OFFERED["parse"])
+    body = dict({"messages": messages, "model": model}, **fields)
+    if stream is not None:
+        body["stream"] = stream
+    body.update(extra_body or {})
+    return {name: value for name, value in body.items() if not isinstance(value, NotGiven)}
+
+
+def _encode_body(body: Dict[str, Any]) -> bytes:
+    def default(value: Any) -> Any:
+        if isinstance(value, _WireObject):
+            return _plain(value, True, True)  # strict servers refuse a null where they expect nothing
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise TypeError("%s is no JSON value" % type(value).__name__)
+
     try:
-        return json.dumps(fields, default=_json_default, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return json.dumps(body, default=default, allow_nan=False, separators=(",", ":")).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError("the request cannot be written as JSON: %s" % error) from None
 
 
-def _json_default(value: Any) -> Any:
-    if isinstance(value, _WireObject):
-        return _plain(value, True, True)  # strict servers refuse a null where they expect nothing
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError("%s is no JSON value" % type(value).__name__)
+_AnyStream = TypeVar("_AnyStream", bound=_BaseStream)
 
 
 class _BaseClient:
-    """What both clients are made of: settings, and requests made from them."""
+    """What both clients are: settings, and the streams made from them."""
 
     def __init__(self, *, api_key: Any = None, organization: Optional[str] = None, project: Optional[str] = None,
                  base_url: Optional[str] = None, timeout: Any = DEFAULT_TIMEOUT,
@@ -2588,23 +2494,24 @@ class _BaseClient:
                  default_query: Optional[Mapping[str, Any]] = None, ssl_context: Any = None,
                  handlers: Sequence[urllib.request.BaseHandler] = (), deadline: Optional[float] = None,
                  **unknown: Any) -> None:
+        self._settings = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         for name in unknown:
             raise TypeError("%s() has no argument %r%s" % (
                 type(self).__name__, name, ": " + _NOT_OFFERED[name] if name in _NOT_OFFERED else ""))
-        self._settings = dict(
-            api_key=api_key, organization=organization, project=project, base_url=base_url, timeout=timeout,
-            max_retries=max_retries, default_headers=default_headers, default_query=default_query,
-            ssl_context=ssl_context, handlers=handlers, deadline=deadline)
         self.api_key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
         self.organization = os.environ.get("OPENAI_ORG_ID") if organization is None else organization
         self.project = os.environ.get("OPENAI_PROJECT_ID") if project is None else project
-        given = str(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
-        self.base_url, self._base_query = _split_base_url(given)
+        self.base_url, self._base_query = _split_base_url(
+            str(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL))
         self.timeout = DEFAULT_TIMEOUT if isinstance(timeout, NotGiven) else timeout
         self.max_retries = max_retries
         self.deadline = deadline
-        self._headers = self._make_headers(default_headers)
         self._query = dict(default_query or {})
+        self._headers: Dict[str, Tuple[str, str]] = {}
+        _merge_headers(self._headers, {
+            "Accept": "text/event-stream, application/json", "Accept-Encoding": "identity", "User-Agent": _user_agent(),
+            "OpenAI-Organization": self.organization or None, "OpenAI-Project": self.project or None})
+        _merge_headers(self._headers, default_headers or {})
         if not isinstance(max_retries, int) or max_retries < 0:
             raise OpenAIError("max_retries must be a number from 0, not %r" % (max_retries,))
         if deadline is not None and not _is_positive(deadline):
@@ -2617,57 +2524,47 @@ class _BaseClient:
                               % DEFAULT_BASE_URL)
         self._transport = _Transport(ssl_context, handlers)
 
-    def _make_headers(self, default_headers: Optional[Mapping[str, str]]) -> Dict[str, Tuple[str, str]]:
-        headers: Dict[str, Tuple[str, str]] = {}
-        _merge_headers(headers, {
-            "Accept": "text/event-stream, application/json", "Accept-Encoding": "identity", "User-Agent": _user_agent(),
-            "OpenAI-Organization": self.organization or None, "OpenAI-Project": self.project or None})
-        _merge_headers(headers, default_headers or {})
-        return headers
-
-    def _changed(self, changes: Dict[str, Any]) -> Dict[str, Any]:
-        settings = dict(self._settings, **changes)
+    def with_options(self: _T, **changes: Any) -> _T:
+        """A client with other settings that shares this one's connections."""
+        old = cast(_BaseClient, self)._settings
         for name in ("default_headers", "default_query"):
-            if changes.get(name) is not None:
-                settings[name] = dict(self._settings[name] or {}, **changes[name])
-        return settings
+            if changes.get(name):
+                changes[name] = dict(old[name] or {}, **changes[name])
+        client = type(self)(**dict(old, **changes))
+        if not {"base_url", "ssl_context", "handlers"} & set(changes):
+            cast(_BaseClient, client)._transport = cast(_BaseClient, self)._transport
+        return client
 
-    def _share_transport(self, other: "_BaseClient") -> None:
-        same = all(self._settings[name] is other._settings[name] for name in ("ssl_context", "handlers"))
-        if same and self.base_url == other.base_url:
-            self._transport = other._transport
+    copy = with_options
 
-    def _request(self, method: str, path: str, fields: Optional[Dict[str, Any]], extra_headers: Any, extra_query: Any,
-                 timeout: Any) -> Stream:
-        """Everything that can be wrong about a request is found here, before anything is sent."""
-        body = None if fields is None else _json_body(fields)
-        query = "&".join(filter(None, [
-            self._base_query, urllib.parse.urlencode(dict(self._query, **(extra_query or {})), doseq=True)]))
+    def _request(self, kind: Type[_AnyStream], method: str, path: str, body: Optional[Dict[str, Any]] = None,
+                 extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN,
+                 wanted: str = "choices") -> _AnyStream:
+        """A stream that has not been opened.  What can be wrong about a request is found here."""
+        data = None if body is None else _encode_body(body)
+        query = urllib.parse.urlencode(dict(self._query, **(extra_query or {})), doseq=True)
+        query = "&".join(filter(None, [self._base_query, query]))
         url = self.base_url + path + ("?" + query if query else "")
         headers = dict(self._headers)
-        if body is not None:
+        if data is not None:
             _merge_headers(headers, {"Content-Type": "application/json"})
-        extra = dict(extra_headers or {})
-        _merge_headers(headers, extra)
+        _merge_headers(headers, extra_headers or {})
+        bearer = "authorization" not in headers and "authorization" not in map(str.lower, extra_headers or {})
         call = _Call(self.timeout if isinstance(timeout, NotGiven) else timeout, self.deadline)
-        for name, value in headers.values():
-            if re.search("auth|key|token|secret|cookie", name.lower()):
+        for name, (_, value) in headers.items():
+            if re.search("auth|key|token|secret|cookie", name):
                 call.secrets.update(part for part in value.split(" ") if len(part) > 5)
 
-        def send(key: str) -> _HTTPResponse:
-            all_headers = dict(headers)
-            if _check_key(key) and "authorization" not in headers and not (
-                    "Authorization" in extra and extra["Authorization"] is None):
-                all_headers["authorization"] = ("Authorization", "Bearer " + key)
-                if len(key) > 5:
+        def send(key: Any) -> _HTTPResponse:
+            if bearer and _check_key(key):
+                headers["authorization"] = ("Authorization", "Bearer " + key)
+                if len(key) > 5:  # hiding "demo" or "key" would only blur the messages
                     call.secrets.add(key)
                 self._warn_of_plain_http()
-            return self._transport.open(call, method, url, dict(all_headers.values()), body)
+            return self._transport.open(call, method, url, dict(headers.values()), data)
 
-        return Stream(self._transport, _Attempts(call, self.max_retries), Request(method, url), send, self._current_key)
-
-    def _current_key(self) -> Any:
-        return self.api_key() if callable(self.api_key) else self.api_key or ""
+        return kind(self._transport, _Attempts(call, self.max_retries), Request(method, url), send,
+                    self.api_key if callable(self.api_key) else lambda: self.api_key, wanted)
 
     def _warn_of_plain_http(self) -> None:
         parts = urllib.parse.urlsplit(self.base_url)
@@ -2680,28 +2577,7 @@ class _BaseClient:
     def __repr__(self) -> str:
         return "%s(base_url=%r)" % (type(self).__name__, self.base_url)
 
-    def __getattr__(self, name: str) -> Any:
-        _refuse(type(self).__name__, name)
-
-
-def _merge_headers(headers: Dict[str, Tuple[str, str]], more: Mapping[str, Any]) -> None:
-    """Later values win, whatever the case of the name; None takes a header out."""
-    for name, value in more.items():
-        if value is None or isinstance(value, NotGiven):
-            headers.pop(name.lower(), None)
-        else:
-            headers[name.lower()] = (name, _check_header(name, value))
-
-
-def _completion_fields(messages: Any, model: str, stream: Optional[bool], extra_body: Any,
-                       fields: Dict[str, Any]) -> Dict[str, Any]:
-    body = {"messages": messages, "model": model, **fields}
-    if not isinstance(model, str) or not model:
-        raise TypeError("model must be the name of a model, not %r" % (model,))
-    if stream is not None and not isinstance(stream, NotGiven):
-        body["stream"] = bool(stream)
-    body.update(extra_body or {})
-    return {name: value for name, value in body.items() if not isinstance(value, NotGiven)}
+    __getattr__ = _not_offered
 
 
 class Completions:
@@ -2711,39 +2587,35 @@ class Completions:
         self._client = client
 
     @overload
-    def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]",
-               extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
-               extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN, **fields: Any) -> Stream: ...
+    def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]", **fields: Any) -> Stream: ...
 
     @overload
     def create(self, *, messages: Iterable[Any], model: str, stream: "Optional[Literal[False]]" = None,
-               extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
-               extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
                **fields: Any) -> ChatCompletion: ...
 
-    def create(self, *, messages: Iterable[Any], model: str, stream: Optional[bool] = None,
-               extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
-               extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
+    def create(self, *, messages: Iterable[Any], model: str, stream: Optional[bool] = None, extra_headers: Any = None,
+               extra_query: Any = None, extra_body: Any = None, timeout: Any = NOT_GIVEN,
                **fields: Any) -> Union[Stream, ChatCompletion]:
         """Ask for a completion; every other argument goes into the request as it is.
 
-        messages:  dicts, or messages of earlier replies
-        stream:    True returns a `Stream` as soon as the server answers; else the whole `ChatCompletion`
-        timeout:   seconds to connect and to wait for each event, as in `OpenAI`
+        messages: dicts, or messages of earlier replies
+        stream:   True returns a `Stream` as soon as the server answers; else the whole `ChatCompletion`
+        extra_headers, extra_query, extra_body: added to those of the client, and to the fields
+        timeout:  seconds, as in `OpenAI`
 
         Raises TypeError for arguments that cannot be sent, OpenAIError for a key or header that cannot be, and the
         tree under APIError for what server and network do.
         Source: https://platform.openai.com/docs/api-reference/chat/create
         """
-        body = _completion_fields(messages, model, stream, extra_body, fields)
-        result = self._client._request("POST", "/chat/completions", body, extra_headers, extra_query, timeout)
+        body = _completion_body(messages, model, stream, extra_body, fields)
+        result = self._client._request(
+            Stream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return result.collect()
         result._attempts.run(result._open)
         return result
 
-    def __getattr__(self, name: str) -> Any:
-        _refuse("chat.completions", name)
+    __getattr__ = _not_offered
 
 
 class Chat:
@@ -2761,8 +2633,9 @@ class Models:
 
     def list(self, *, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
-        stream = self._client._request("GET", "/models", None, None, None, timeout)
-        return _wire(ModelPage, stream._attempts.run(stream._fetch))
+        stream = self._client._request(Stream, "GET", "/models", timeout=timeout, wanted="data")
+        stream._attempts.run(stream._drain)
+        return _wire(ModelPage, stream._reader.found)
 
 
 class OpenAI(_BaseClient):
@@ -2789,14 +2662,6 @@ class OpenAI(_BaseClient):
     def models(self) -> Models:
         return Models(self)
 
-    def with_options(self, **changes: Any) -> "OpenAI":
-        """A client with other settings that shares this one's connections."""
-        client = OpenAI(**self._changed(changes))
-        client._share_transport(self)
-        return client
-
-    copy = with_options
-
     def close(self) -> None:
         """Close the connections that are kept for later."""
         self._transport.close()
@@ -2813,9 +2678,9 @@ class OpenAI(_BaseClient):
 # body as it comes; on loops that cannot watch a socket (Windows' proactor) a thread reads, too.
 # ----------------------------------------------------------------------------------------------------------------------
 
-class _Threads:
-    """Runs functions in threads of their own, of which a bounded number may be busy: a thousand streams opened at once
-    would else fight for the interpreter.  Who waits for the server's answer is not busy any more.
+class _Workers:
+    """Daemon threads that are there while there is work.  A bounded number of them is busy: a thousand streams opened
+    at once would else fight for the interpreter.  A thread that waits for the server's answer is not busy any more.
 
     asyncio's default executor is not used: streams that wait would starve whatever else needs it.
     """
@@ -2823,74 +2688,66 @@ class _Threads:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._busy = 0
-        self._waiting: Deque[Callable[[], None]] = collections.deque()
+        self._jobs: Deque[Callable[[], None]] = collections.deque()
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[[], None]) -> None:
-        self._waiting.append(function)
-        self._start()
+    def run(self, job: Callable[[], None]) -> None:
+        self._jobs.append(job)
+        self.free(0)
 
-    def _start(self, freed: int = 0) -> None:
-        import _thread
+    def free(self, count: int = 1) -> None:
+        """A worker begins to wait, or ends: another one may start."""
         with self._lock:
-            self._busy -= freed
-            if not self._waiting or self._busy >= self._limit:
+            self._busy -= count
+            if not self._jobs or self._busy >= self._limit:
                 return
-            function = self._waiting.popleft()
             self._busy += 1
+            job = self._jobs.popleft()
         try:
-            _thread.start_new_thread(function, ())  # threading.Thread.start would wait for the thread to run
+            threading.Thread(target=job, name="streamlite", daemon=True).start()
         except RuntimeError:
-            with self._lock:
-                self._busy -= 1
+            self.free()
             raise
 
-    def idle(self) -> None:
-        """A function that was started is done with its work, or waits."""
-        self._start(freed=1)
+
+_workers = _Workers(8)
 
 
-_threads = _Threads(16)
-
-
-async def _in_thread(call: _Call, function: Callable[..., _T], *args: Any) -> _T:
+async def _in_thread(call: _Call, function: Callable[..., Any], *args: Any) -> Any:
     """Await a blocking function.  Cancelling ends it too, by cutting the call's connection."""
     import asyncio
     loop = asyncio.get_event_loop()
     future = loop.create_future()
-    freed: List[bool] = []
 
     def free() -> None:
-        if not freed:
-            freed.append(True)
-            _threads.idle()
+        call.on_sent = lambda: None
+        _workers.free()
 
-    def work() -> None:
-        call.on_connected = free
-        result: Any = None
-        failure: Optional[BaseException] = None
+    def job() -> None:
+        result, failure = None, None
+        call.on_sent = free
         try:
             result = function(*args)
-        except BaseException as error:  # to be raised by the one who waits
+        except BaseException as error:  # for the one who waits
             failure = error
-        free()
+        call.on_sent()
         try:
             loop.call_soon_threadsafe(_settle, future, result, failure)
         except RuntimeError:  # the loop was closed meanwhile
             call.cancel()
 
     try:
-        _threads.run(work)
+        _workers.run(job)
     except RuntimeError as error:
         raise APIConnectionError(message="no thread can be started to open a stream: %s" % error) from error
     try:
-        return cast(_T, await future)
+        return await future
     except asyncio.CancelledError:
         call.cancel()
         raise
 
 
-def _settle(future: Any, result: Any, failure: Optional[BaseException]) -> None:
+def _settle(future: Any, result: Any = None, failure: Optional[BaseException] = None) -> None:
     if not future.done():
         if failure is not None:
             future.set_exception(failure)
@@ -2898,32 +2755,26 @@ def _settle(future: Any, result: Any, failure: Optional[BaseException]) -> None:
             future.set_result(result)
 
 
-class AsyncStream:
+class AsyncStream(_BaseStream):
     """`Stream` with `async for`, `async with` and `await`; cancelling the task that uses it ends the connection."""
 
-    def __init__(self, stream: Stream, key: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._key = key
-        self._loop: Any = None
-        self._waiter: Any = None
-        self._watched_fd = -1
-        self._task: Any = None
-
-    # -- for the user --
+    _loop: Any = None
+    _waiter: Any = None
+    _watched = -1  # the descriptor that the loop watches
+    _task: Any = None
 
     def __aiter__(self) -> "AsyncStream":
         return self
 
     async def __anext__(self) -> ChatCompletionChunk:
-        stream = self._stream
-        stream._iterated = True
-        while not stream._ready:
-            if stream._over:
+        self._iterated = True
+        while not self._ready:
+            if self._over:
                 raise StopAsyncIteration
-            await self._persist(self._advance)
-        return stream._take()
+            await self._run(self._attempt)
+        return self._take()
 
-    async def text(self) -> Any:
+    async def text(self) -> AsyncIterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
         async for chunk in self:
             text = _chunk_text(chunk)
@@ -2932,13 +2783,13 @@ class AsyncStream:
 
     async def collect(self) -> ChatCompletion:
         """As `Stream.collect`."""
-        if not self._stream._iterated and not self._stream._over:
-            await self._persist(self._drain)
+        if not self._iterated and not self._over:
+            await self._run(self._drain)
         async for _ in self:
             pass
         return self.completion
 
-    async def sse(self) -> Any:
+    async def sse(self) -> AsyncIterator[bytes]:
         """As `Stream.sse`."""
         try:
             async for chunk in self:
@@ -2947,11 +2798,11 @@ class AsyncStream:
         except APIError as error:
             yield _encode_error(error)
         finally:
-            self._close()
+            self._cut()
 
     async def close(self) -> None:
         """End the connection at once."""
-        self._close()
+        self._cut()
 
     aclose = close
 
@@ -2959,102 +2810,63 @@ class AsyncStream:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        self._close()
+        self._cut()
 
-    @property
-    def response(self) -> Optional[Response]:
-        return self._stream.response
-
-    @property
-    def completion(self) -> ChatCompletion:
-        """What was handed out so far, in the shape of a whole reply."""
-        return self._stream.completion
-
-    @property
-    def time_to_first_token(self) -> Optional[float]:
-        """Seconds from the call to the first content, None before."""
-        return self._stream.time_to_first_token
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds from the call to the end of the stream, or to now."""
-        return self._stream.elapsed
-
-    # -- the way of the bytes: Stream's, but for the waiting --
-
-    async def _persist(self, attempt: Callable[[], Any]) -> Any:
+    async def _run(self, attempt: Callable[[], Any]) -> None:
         """What _Attempts.run does."""
         self._watch_task()
         while True:
             try:
-                return await attempt()
+                return cast(None, await attempt())
             except APIError as error:
-                await self._wait(time.monotonic() + self._stream._attempts.delay(error))
+                await self._wait(time.monotonic() + self._attempts.delay(error))
+
+    async def _attempt(self, read: bool = True) -> None:
+        try:
+            if self._http is None:
+                key = self._key()
+                if hasattr(key, "__await__"):
+                    key = await key
+                await _in_thread(self._call, self._connect, key)
+            if read:
+                self._start_wait()
+                while not self._settled():
+                    self._absorb(await self._receive_async())
+        except APIError as error:
+            self._fail(error)
+            raise
 
     async def _open(self) -> None:
-        try:
-            await self._connect()
-        except APIError as error:
-            self._stream._fail(error)
-            raise
-
-    async def _advance(self) -> None:
-        stream = self._stream
-        try:
-            if stream._http is None:
-                await self._connect()
-            stream._start_wait()
-            while not stream._settled():
-                stream._absorb(await self._receive())
-        except APIError as error:
-            stream._fail(error)
-            raise
+        await self._attempt(read=False)
 
     async def _drain(self) -> None:
-        stream = self._stream
-        while not stream._over:
-            await self._advance()
-            while stream._ready:
-                stream._accumulator.add(stream._ready.popleft())
+        while not self._over:
+            await self._attempt()
+            while self._ready:
+                self._accumulator.add(self._ready.popleft())
 
-    async def _fetch(self) -> Any:
-        stream = self._stream
-        stream._key = functools.partial(str, await self._current_key())
-        return await _in_thread(stream._call, stream._fetch)
-
-    async def _connect(self) -> None:
-        await _in_thread(self._stream._call, self._stream._connect, await self._current_key())
-
-    async def _current_key(self) -> str:
-        key = self._key()
-        if hasattr(key, "__await__"):
-            key = await key
-        return cast(str, key)
-
-    async def _receive(self) -> Optional[bytes]:
-        stream = self._stream
-        data = stream._receive(wait=False)
+    async def _receive_async(self) -> Optional[bytes]:
+        data = self._receive(wait=False)
         if data is not None:
             await self._wait(0.0)  # a server faster than we are must not keep the loop from other work
         while data is None:
             try:
-                await self._wait(stream._call.until, cast(_HTTPResponse, stream._http).reader.fileno())
+                await self._wait(self._call.until, cast(_HTTPResponse, self._http).reader.sock.fileno())
             except NotImplementedError:
-                return await _in_thread(stream._call, stream._receive)
-            data = stream._receive(wait=False)
+                return cast(bytes, await _in_thread(self._call, self._receive))
+            data = self._receive(wait=False)
         return data
 
-    async def _wait(self, until: float, fd: int = -1) -> None:
-        """Until then, on the clock of time.monotonic(); or until `fd` has something to read; or until `close`."""
-        loop = self._loop
-        waiter = self._waiter = loop.create_future()
+    async def _wait(self, until: float, descriptor: int = -1) -> None:
+        """Until then, on the clock of time.monotonic(); or until `descriptor` has something to read; or until `close`."""
+        waiter = self._waiter = self._loop.create_future()
         timer = None
         try:
-            if fd >= 0:
-                loop.add_reader(fd, _settle, waiter, None, None)
-                self._watched_fd = fd
+            if descriptor >= 0:
+                self._loop.add_reader(descriptor, _settle, waiter)
+                self._watched = descriptor
             if until < math.inf:
-                timer = loop.call_later(max(0.0, until - time.monotonic()), _settle, waiter, None, None)
+                timer = self._loop.call_later(max(0.0, until - time.monotonic()), _settle, waiter)
             await waiter
         finally:
             self._unwatch()
@@ -3062,22 +2874,21 @@ class AsyncStream:
                 timer.cancel()
 
     def _unwatch(self) -> None:
-        if self._watched_fd >= 0:
-            self._loop.remove_reader(self._watched_fd)
-            self._watched_fd = -1
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
 
-    def _close(self) -> None:
+    def _cut(self) -> None:
         self._unwatch()
-        self._stream.close()
+        super()._cut()
         if self._waiter is not None:
-            _settle(self._waiter, None, None)
+            _settle(self._waiter)
 
     def _watch_task(self) -> None:
         """A task that is cancelled in the body of `async for` never comes back here, and its traceback keeps us alive."""
         import asyncio
         self._loop = asyncio.get_event_loop()
-        current_task = getattr(asyncio, "current_task", None) or getattr(asyncio, "Task").current_task
-        task = current_task()
+        task = (asyncio.current_task if hasattr(asyncio, "current_task") else asyncio.Task.current_task)()
         if task is not None and task is not self._task:
             self._task = task
             this = weakref.ref(self)
@@ -3085,7 +2896,7 @@ class AsyncStream:
             def done(task: Any) -> None:
                 stream = this()
                 if stream is not None and stream._task is task and task.cancelled():
-                    stream._close()
+                    stream._cut()
 
             task.add_done_callback(done)
 
@@ -3098,30 +2909,25 @@ class AsyncCompletions:
 
     @overload
     async def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]",
-                     extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
-                     extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
                      **fields: Any) -> AsyncStream: ...
 
     @overload
     async def create(self, *, messages: Iterable[Any], model: str, stream: "Optional[Literal[False]]" = None,
-                     extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
-                     extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
                      **fields: Any) -> ChatCompletion: ...
 
     async def create(self, *, messages: Iterable[Any], model: str, stream: Optional[bool] = None,
-                     extra_headers: Optional[Mapping[str, Any]] = None, extra_query: Optional[Mapping[str, Any]] = None,
-                     extra_body: Optional[Mapping[str, Any]] = None, timeout: Any = NOT_GIVEN,
-                     **fields: Any) -> Union[AsyncStream, ChatCompletion]:
+                     extra_headers: Any = None, extra_query: Any = None, extra_body: Any = None,
+                     timeout: Any = NOT_GIVEN, **fields: Any) -> Union[AsyncStream, ChatCompletion]:
         """As `Completions.create`; with stream=True it returns an `AsyncStream`."""
-        body = _completion_fields(messages, model, stream, extra_body, fields)
-        result = self._client._async_request("POST", "/chat/completions", body, extra_headers, extra_query, timeout)
+        body = _completion_body(messages, model, stream, extra_body, fields)
+        result = self._client._request(
+            AsyncStream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return await result.collect()
-        await result._persist(result._open)
+        await result._run(result._open)
         return result
 
-    def __getattr__(self, name: str) -> Any:
-        _refuse("chat.completions", name)
+    __getattr__ = _not_offered
 
 
 class AsyncChat:
@@ -3139,8 +2945,9 @@ class AsyncModels:
 
     async def list(self, *, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
-        stream = self._client._async_request("GET", "/models", None, None, None, timeout)
-        return _wire(ModelPage, await stream._persist(stream._fetch))
+        stream = self._client._request(AsyncStream, "GET", "/models", timeout=timeout, wanted="data")
+        await stream._run(stream._drain)
+        return _wire(ModelPage, stream._reader.found)
 
 
 class AsyncOpenAI(_BaseClient):
@@ -3154,17 +2961,6 @@ class AsyncOpenAI(_BaseClient):
     def models(self) -> AsyncModels:
         return AsyncModels(self)
 
-    def with_options(self, **changes: Any) -> "AsyncOpenAI":
-        """A client with other settings that shares this one's connections."""
-        client = AsyncOpenAI(**self._changed(changes))
-        client._share_transport(self)
-        return client
-
-    copy = with_options
-
-    def _async_request(self, *args: Any) -> AsyncStream:
-        return AsyncStream(self._request(*args), self._current_key)
-
     async def close(self) -> None:
         """Close the connections that are kept for later."""
         self._transport.close()
@@ -3177,7 +2973,7 @@ class AsyncOpenAI(_BaseClient):
 
 
 # ======================================================================================================================
-# The library ends here.  What follows is only run by `python -m streamlite`, and by who makes a DemoServer.
+# The library ends here.  What follows runs only under `python -m streamlite`, or where a DemoServer is made.
 # ======================================================================================================================
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3202,16 +2998,27 @@ class DemoServer:
     models = ("demo", "demo-rate-limit", "demo-error", "demo-lost")
 
     def __init__(self, port: int = 0, delay: float = 0.03) -> None:
-        from http.server import HTTPServer
-        from socketserver import ThreadingMixIn
-        server_class: Any = type("_Server", (ThreadingMixIn, HTTPServer), {"daemon_threads": True})
+        from socketserver import ThreadingTCPServer  # HTTPServer would look up the machine's name
+
+        class Server(ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                _log(_DEBUG, "demo server: %s", sys.exc_info()[1])
+
         self.delay = delay
-        self.active = 0
+        self.replies: Set[Any] = set()
         self.limited = False
-        self._server = server_class(("127.0.0.1", port), _demo_handler(self))
+        self._server = Server(("127.0.0.1", port), _demo_handler(self))
         self.base_url = "http://127.0.0.1:%d/v1" % self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
+
+    @property
+    def active(self) -> int:
+        return len(self.replies)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -3227,26 +3034,22 @@ class DemoServer:
 
 def _demo_reply(request: Dict[str, Any]) -> Tuple[List[Dict[str, Any]], str]:
     """The deltas of an answer, and its finish_reason."""
-    messages = [message for message in request.get("messages") or () if isinstance(message, dict)]
-    said = messages[-1] if messages else {}
+    said = request["messages"][-1]
     words = _text_parts(said.get("content"))[0]
-    if said.get("role") == "tool":
-        text = "The tool answered: " + words
-    elif request.get("tools"):
+    if request.get("tools") and said["role"] != "tool":
         function = request["tools"][0]["function"]
-        named = re.findall(r"\w+", words)[-1:] or ["nothing"]
-        required = (function.get("parameters") or {}).get("required") or ()
-        arguments = json.dumps({name: named[0] for name in required})
-        call = {"index": 0, "id": "call_demo", "type": "function",
-                "function": {"name": function["name"], "arguments": ""}}
-        pieces = [arguments[i:i + 8] for i in range(0, len(arguments), 8)]
-        return [{"tool_calls": [call]}] + [
-            {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in pieces], "tool_calls"
-    else:
-        text = ("This is streamlite's demo server, not a language model: it streams these words, each in a server-sent "
-                "event of its own, as a model's server would. You wrote: " + words)
+        names = (function.get("parameters") or {}).get("required") or ()
+        arguments = json.dumps({name: (re.findall(r"\w+", words) or [""])[-1] for name in names})
+        fragments = [{"name": function["name"], "arguments": ""}] + [
+            {"arguments": arguments[i:i + 8]} for i in range(0, len(arguments), 8)]
+        calls: List[Dict[str, Any]] = [{"index": 0, "function": fragment} for fragment in fragments]
+        calls[0].update(id="call_demo", type="function")
+        return [{"tool_calls": [call]} for call in calls], "tool_calls"
+    text = "The tool answered: " + words if said["role"] == "tool" else (
+        "This is streamlite's demo server, not a language model: it streams these words, each in a server-sent event "
+        "of its own, as a model's server would. You wrote: " + words)
     tokens = re.findall(r"\s*\S+|\s+", text)
-    limit = request.get("max_completion_tokens") or request.get("max_tokens") or len(tokens)
+    limit = int(request.get("max_completion_tokens") or request.get("max_tokens") or len(tokens))
     return [{"content": token} for token in tokens[:limit]], "stop" if len(tokens) <= limit else "length"
 
 
@@ -3258,83 +3061,83 @@ def _demo_handler(demo: DemoServer) -> Any:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            models = [{"id": name, "object": "model", "created": 0, "owned_by": "streamlite"} for name in demo.models]
-            self._send(200, {"object": "list", "data": models})
+            if not self.path.endswith("/models"):
+                return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
+            self.reply(200, {"object": "list", "data": [
+                {"id": name, "object": "model", "created": 0, "owned_by": "streamlite"} for name in demo.models]})
 
         def do_POST(self) -> None:
             try:
-                request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                model = request["model"]
                 deltas, reason = _demo_reply(request)
+                if not self.path.split("?")[0].endswith("/chat/completions"):
+                    return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
             except (ValueError, LookupError, TypeError, AttributeError):
-                return self._refuse(400, "this is no chat completion request", "invalid_request_error")
-            model = str(request.get("model"))
+                return self.refuse(400, "This is not a chat completion request.", "invalid_request_error")
             demo.limited = model == "demo-rate-limit" and not demo.limited
-            if self.headers.get("Authorization") == "Bearer wrong":
-                self._refuse(401, "Incorrect API key provided.", "invalid_api_key")
-            elif model == "no-such-model":
-                self._refuse(404, "The model %s does not exist." % model, "model_not_found")
-            elif demo.limited:
-                self._refuse(429, "Rate limit reached; the next request will pass.", "rate_limit_exceeded")
-            else:
-                demo.active += 1
-                try:
-                    self._answer(request, model, deltas, reason)
-                except OSError:
-                    self.close_connection = True  # the client has gone: stop working for it
-                finally:
-                    demo.active -= 1
+            if self.headers["Authorization"] == "Bearer wrong":
+                return self.refuse(401, "Incorrect API key provided.", "invalid_api_key")
+            if model == "no-such-model":
+                return self.refuse(404, "The model %s does not exist." % model, "model_not_found")
+            if demo.limited:
+                return self.refuse(429, "Rate limit reached; the next request will pass.", "rate_limit_exceeded")
+            demo.replies.add(self)
+            try:
+                self.answer(request, deltas, reason)
+            except OSError:
+                self.close_connection = True  # the client has gone: stop working for it
+            finally:
+                demo.replies.discard(self)
 
-        def _answer(self, request: Dict[str, Any], model: str, deltas: List[Dict[str, Any]], reason: str) -> None:
-            said = " ".join(str(message.get("content")) for message in request["messages"])
-            usage = {"prompt_tokens": len(said.split()), "completion_tokens": len(deltas)}
+        def answer(self, request: Dict[str, Any], deltas: List[Dict[str, Any]], reason: str) -> None:
+            base = {"id": "chatcmpl-demo", "created": int(time.time()), "model": request["model"]}
+            usage = {"prompt_tokens": sum(len(_text_parts(said.get("content"))[0].split())
+                                          for said in request["messages"]), "completion_tokens": len(deltas)}
             usage["total_tokens"] = sum(usage.values())
-            base = {"id": "chatcmpl-demo", "created": int(time.time()), "model": model}
-            choices = range(request.get("n") or 1)
+            indices = range(int(request.get("n") or 1))
+            steps = [(i, dict(delta, role="assistant") if delta is deltas[0] else delta, None)
+                     for delta in deltas for i in indices] + [(i, {}, reason) for i in indices]
+            chunks = [dict(base, object="chat.completion.chunk", choices=[
+                {"index": i, "delta": delta, "finish_reason": finish}]) for i, delta, finish in steps]
             if not request.get("stream"):
                 whole = Accumulator()
-                for delta in deltas:
-                    whole.add(ChatCompletionChunk(choices=[{"index": i, "delta": dict(delta)} for i in choices]))
-                reply = whole.completion.to_dict()
-                for choice in reply["choices"]:
-                    choice["finish_reason"] = reason
-                return self._send(200, dict(reply, usage=usage, **base))
-            self._head(200, "text/event-stream", "Transfer-Encoding", "chunked")
-            base["object"] = "chat.completion.chunk"
-            start = dict(deltas[0], role="assistant") if deltas else {"role": "assistant"}
-            for at, delta in enumerate([start] + deltas[1:]):
-                if at == len(deltas) // 2 and model == "demo-lost":
-                    raise OSError("the connection breaks here")
-                if at == len(deltas) // 2 and model == "demo-error":
-                    return self._event({"error": {
-                        "message": "The demo model fails here.", "type": "server_error", "code": None}}, last=True)
-                for i in choices:
-                    self._event(dict(base, choices=[{"index": i, "delta": delta, "finish_reason": None}]))
-                time.sleep(demo.delay)
-            for i in choices:
-                self._event(dict(base, choices=[{"index": i, "delta": {}, "finish_reason": reason}]))
+                for chunk in chunks:
+                    whole.add(_wire(ChatCompletionChunk, chunk))
+                return self.reply(200, dict(whole.completion.to_dict(), usage=usage))
             if (request.get("stream_options") or {}).get("include_usage"):
-                self._event(dict(base, choices=[], usage=usage))
-            self._event("[DONE]", last=True)
+                chunks.append(dict(base, object="chat.completion.chunk", choices=[], usage=usage))
+            self.head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
+            for at, chunk in enumerate(chunks):
+                if at == len(chunks) // 2 and request["model"] == "demo-lost":
+                    raise OSError("the connection breaks here")
+                if at == len(chunks) // 2 and request["model"] == "demo-error":
+                    self.event(json.dumps({"error": {"message": "The demo model fails here.", "type": "server_error"}}))
+                    break
+                self.event(json.dumps(chunk))
+                time.sleep(demo.delay)
+            self.event("[DONE]")
+            self.wfile.write(b"0\r\n\r\n")
 
-        def _event(self, data: Any, last: bool = False) -> None:
-            event = encode_sse(data if isinstance(data, str) else json.dumps(data))
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event) + (b"0\r\n\r\n" if last else b""))
+        def event(self, data: str) -> None:
+            event = encode_sse(data)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
 
-        def _refuse(self, status: int, message: str, code: str) -> None:
-            self._send(status, {"error": {"message": message, "type": "demo_error", "param": None, "code": code}})
+        def refuse(self, status: int, message: str, code: str) -> None:
+            self.reply(status, {"error": {"message": message, "type": "demo_error", "param": None, "code": code}})
 
-        def _send(self, status: int, fields: Any) -> None:
+        def reply(self, status: int, fields: Any) -> None:
             body = json.dumps(fields).encode()
-            self._head(status, "application/json", "Content-Length", str(len(body)))
+            self.head(status, {"Content-Type": "application/json", "Content-Length": str(len(body))})
             self.wfile.write(body)
 
-        def _head(self, status: int, content_type: str, name: str, value: str) -> None:
+        def head(self, status: int, headers: Dict[str, str]) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header(name, value)
             self.send_header("x-request-id", "req-demo")
             if status == 429:
                 self.send_header("retry-after-ms", "100")
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
@@ -3377,52 +3180,46 @@ Streams a chat completion. What is piped in goes before the prompt; - is that al
 
 
 class _Console:
-    """Standard output for the answer, standard error for all else."""
+    """Standard output for the answer, standard error for all else; a terminal gets no control characters of others."""
 
     def __init__(self) -> None:
-        self.shows = sys.stderr is not None and sys.stderr.isatty()
-        self.plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or os.name == "nt"
-        self._broken_line: Any = None  # the stream whose last line has no end
+        self.person = sys.stderr is not None and sys.stderr.isatty()  # who sees reasoning and the sign of waiting
+        color = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and os.name != "nt"
+        self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
+        self._unended: Any = None  # the stream whose last line has no end
         self._waiting = False
 
-    def write(self, stream: Any, text: str) -> None:
-        """Write at once; what the stream cannot encode becomes "?", and a terminal gets no control characters."""
-        self.wait(False)
+    def write(self, stream: Any, text: str, style: Tuple[str, str] = ("", "")) -> None:
+        """Write at once; what the stream cannot encode becomes a question mark."""
         if stream is None or not text:
             return
+        self.wait(False)
+        if self._unended not in (None, stream):
+            self.end_line()
         if stream.isatty():
-            text = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+            text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f]", "", text)
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(_well_formed(text).encode(encoding, "replace").decode(encoding))
+        stream.write(style[0] + _well_formed(text).encode(encoding, "replace").decode(encoding) + style[1])
         stream.flush()
-        self._broken_line = None if text.endswith("\n") else stream
+        self._unended = None if text.endswith("\n") else stream
 
-    def end_line(self) -> None:
-        if self._broken_line is not None:
-            self.write(self._broken_line, "\n")
+    def answer(self, text: str) -> None:
+        self.write(sys.stdout, text)
 
     def tell(self, text: str) -> None:
         self.end_line()
         self.write(sys.stderr, text + "\n")
 
     def reason(self, text: str) -> None:
-        """Reasoning: dimmed, and only for a person."""
-        if text and self.shows:
-            self.wait(False)
-            sys.stderr.write("" if self.plain else "\x1b[2m")
-            self.write(sys.stderr, text)
-            sys.stderr.write("" if self.plain else "\x1b[0m")
-            sys.stderr.flush()
+        self.write(sys.stderr if self.person else None, text, self._dim)
 
-    def answer(self, text: str) -> None:
-        if text:
-            if self._broken_line is sys.stderr:
-                self.end_line()
-            self.write(sys.stdout, text)
+    def end_line(self) -> None:
+        stream, self._unended = self._unended, None
+        self.write(stream, "\n")
 
     def wait(self, begin: bool) -> None:
         """A small sign until the first token."""
-        if self.shows and begin != self._waiting:
+        if self.person and begin != self._waiting:
             self._waiting = begin
             sys.stderr.write("..." if begin else "\r   \r")
             sys.stderr.flush()
@@ -3435,52 +3232,37 @@ def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("-m", "--model", default=os.environ.get("OPENAI_MODEL"))
     parser.add_argument("-s", "--system")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="KEY=VALUE")
-    for name in ("--chat", "--json", "--no-stream", "--usage", "--models", "--demo"):
-        parser.add_argument(name, action="store_true")
-    parser.add_argument("-v", "--verbose", action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--version", action="version", version="streamlite " + __version__)
+    for names in (["--chat"], ["--json"], ["--no-stream"], ["--usage"], ["--models"], ["--demo"], ["-v", "--verbose"],
+                  ["-h", "--help"]):
+        parser.add_argument(*names, action="store_true")
     for name in ("--base-url", "--key-env", "--cacert"):
         parser.add_argument(name)
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT)
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--retries", type=int, default=DEFAULT_MAX_RETRIES)
+    parser.add_argument("--version", action="version", version="streamlite " + __version__)
     args = parser.parse_args(argv)
     args.fields = {}
     for option in args.options:
         name, equals, value = option.partition("=")
         if not equals or not name:
             parser.error("-o takes KEY=VALUE, not %r" % option)
-        if value.startswith("@"):
-            try:
+        try:
+            if value.startswith("@"):
                 with io.open(value[1:], encoding="utf-8-sig") as file:
                     value = file.read()
-            except (OSError, ValueError) as error:
-                parser.error("-o %s: %s" % (option, error))
-        try:
             args.fields[name] = json.loads(value)
+        except OSError as error:
+            parser.error("-o %s: %s" % (option, error))
         except ValueError:
-            args.fields[name] = value
+            args.fields[name] = value  # a plain text
     if args.key_env and args.key_env not in os.environ:
         parser.error("--key-env: there is no environment variable %s" % args.key_env)
     return args
 
 
-def _read_stdin(console: _Console) -> str:
-    """What is piped in; a terminal is not waited for, a slow pipe is, with a word."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return ""
-    timer = threading.Timer(3.0, console.tell, ["waiting for standard input to end (use < /dev/null if there is none)"])
-    timer.daemon = True
-    timer.start()
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
-    finally:
-        timer.cancel()
-
-
 class _Command:
-    """One run of `python -m streamlite`; its methods return exit codes."""
+    """One run of `python -m streamlite`; what returns an int returns the exit code."""
 
     def __init__(self, args: Any, console: _Console, client: OpenAI) -> None:
         self.args = args
@@ -3495,41 +3277,53 @@ class _Command:
         if self.args.chat:
             return self.chat()
         words = " ".join(word for word in self.args.prompt if word != "-")
-        piped = _read_stdin(self.console) if words or self.args.prompt or not sys.stdin.isatty() else ""
-        prompt = "\n\n".join(filter(None, [piped.rstrip("\n"), words]))
+        prompt = "\n\n".join(filter(None, [self.read_stdin().rstrip("\n"), words]))
         if not prompt:
             self.console.write(sys.stderr, _HELP)
             return 2
         return self.ask([{"role": "user", "content": prompt}])
+
+    def read_stdin(self) -> str:
+        """What is piped in; a slow pipe is waited for, with a word."""
+        if sys.stdin is None or sys.stdin.isatty():
+            return ""
+        timer = threading.Timer(3.0, self.console.tell, ["waiting for the end of standard input (< /dev/null if none)"])
+        timer.daemon = True
+        timer.start()
+        try:
+            return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+        finally:
+            timer.cancel()
 
     def model(self) -> str:
         if not self.args.model:
             self.args.model = DEFAULT_MODEL
             if self.client.base_url != DEFAULT_BASE_URL:
                 names = [model.id for model in self.client.models.list()]
-                if len(names) != 1 and not self.args.demo:
+                if len(names) != 1:
+                    self.args.model = None
                     raise OpenAIError("name a model with -m; the server has: " + (", ".join(names) or "none"))
                 self.args.model = names[0]
         return cast(str, self.args.model)
 
     def ask(self, messages: List[Any]) -> int:
-        """Stream the answer to `messages` into `completion` and onto the screen."""
+        """Stream the answer to `messages` onto the screen and into `completion`."""
         self.completion = None
-        fields = dict(self.args.fields)
         if self.args.system:
             messages = [{"role": "system", "content": self.args.system}] + messages
+        fields = {"messages": messages, "stream": not self.args.no_stream}
         if self.args.usage and not self.args.no_stream:
-            fields.setdefault("stream_options", {"include_usage": True})
+            fields["stream_options"] = {"include_usage": True}
+        fields.update(self.args.fields)
         try:
             self.console.wait(True)
-            fields.setdefault("model", self.model())
+            fields.setdefault("model", self.args.model or self.model())
             try:
-                self.answer(dict({"messages": messages}, **fields))
+                self.answer(fields)
             except (BadRequestError, UnprocessableEntityError) as error:
                 if "stream_options" not in str(error) or "stream_options" in self.args.fields:
-                    raise  # else an older server that does not know the field
-                del fields["stream_options"]
-                self.answer(dict({"messages": messages}, **fields))
+                    raise  # else a server that does not know the field
+                self.answer({name: value for name, value in fields.items() if name != "stream_options"})
             return 0
         except OpenAIError as error:
             self.completion = error.partial
@@ -3539,111 +3333,103 @@ class _Command:
             self.console.end_line()
 
     def answer(self, fields: Dict[str, Any]) -> None:
-        console = self.console
-        started = time.monotonic()
-        first: Optional[float] = None
-        if self.args.no_stream:
-            self.completion = self.client.chat.completions.create(**fields)
-            if self.args.json:
-                console.answer(self.completion.to_json(indent=None) + "\n")
-            else:
-                message = self.completion.choices[0].message if self.completion.choices else None
-                console.reason(_reasoning_text(message) if message else "")
-                console.answer(message and message.content or "")
-        else:
-            with self.client.chat.completions.create(stream=True, **fields) as stream:
-                try:
-                    for chunk in stream:
-                        if self.args.json:
-                            console.answer(chunk.to_json(indent=None) + "\n")
-                            continue
-                        for choice in chunk.choices:
-                            console.reason(_reasoning_text(choice.delta) if choice.index == 0 else "")
-                        console.answer(_chunk_text(chunk))
-                finally:
-                    first = stream.time_to_first_token
-                    self.completion = stream.completion
-        self.finish(time.monotonic() - started, first)
+        body = _completion_body(fields["messages"], fields["model"], fields["stream"], None, fields)
+        with self.client._request(Stream, "POST", "/chat/completions", body) as stream:
+            try:
+                if self.args.json and self.args.no_stream:
+                    self.console.answer(stream.collect().to_json(indent=None) + "\n")
+                for chunk in stream:
+                    if self.args.json:
+                        self.console.answer(chunk.to_json(indent=None) + "\n")
+                        continue
+                    for choice in chunk.choices[:1]:
+                        self.console.reason(_reasoning_text(choice.delta))
+                    self.console.answer(_chunk_text(chunk))
+            finally:
+                self.completion = stream.completion
+            self.finish(stream, stream.completion)
 
-    def finish(self, seconds: float, first: Optional[float]) -> None:
-        assert self.completion is not None
-        console, usage = self.console, self.completion.usage
-        for choice in self.completion.choices[:1]:
+    def finish(self, stream: Stream, completion: ChatCompletion) -> None:
+        for choice in completion.choices[:1]:
             for call in choice.message.tool_calls or () if not self.args.json else ():
-                console.end_line()
-                console.answer(call.to_json(indent=None) + "\n")
-            if choice.finish_reason == "length":
-                console.tell("(cut short by the token limit)")
-            elif choice.finish_reason == "content_filter":
-                console.tell("(cut short by the content filter)")
+                self.console.end_line()
+                self.console.answer(call.to_json(indent=None) + "\n")
+            if choice.finish_reason in ("length", "content_filter"):
+                self.console.tell("(cut short: %s)" % choice.finish_reason)
         if self.args.usage or self.args.verbose:
-            count = usage.completion_tokens if usage else None
-            console.tell("%s; %s%.2f s in all%s" % (
-                "%s + %s tokens" % (usage.prompt_tokens, count) if usage else "the server sent no usage",
-                "first token after %.2f s, " % first if first is not None else "", seconds,
-                ", %.1f tokens/s" % (count / max(seconds - (first or 0), 1e-6)) if count else ""))
+            usage, first = completion.usage, stream.time_to_first_token or 0.0
+            text = "no usage was sent"
+            if usage:
+                rate = (usage.completion_tokens or 0) / max(stream.elapsed - first, 1e-6)
+                text = "%s + %s tokens, %.1f tokens/s" % (usage.prompt_tokens, usage.completion_tokens, rate)
+            self.console.tell("%s; first token after %.2f s, all after %.2f s" % (text, first, stream.elapsed))
 
     def fail(self, error: OpenAIError) -> int:
-        """One line that says what to do, and the exit code."""
-        text = str(error)
+        """One line that says what to do."""
+        text = " ".join(str(error).split())
         request_id = getattr(error, "request_id", None)
         if request_id:
             text += " [request id %s]" % request_id
         if error.retry_after:
-            text += "; try again in %.0f s" % math.ceil(error.retry_after)
-        if isinstance(error, NotFoundError) and not self.args.models:
+            text += "; try again in %d s" % math.ceil(error.retry_after)
+        if isinstance(error, NotFoundError):
             try:
-                names = [model.id for model in self.client.with_options(max_retries=0).models.list()]
-                text += "; the server has: " + ", ".join(names[:20])
+                models = self.client.with_options(max_retries=0, timeout=PATIENCE).models.list()
+                text += "; the server has: " + ", ".join(model.id for model in models.data[:20])
             except OpenAIError:
                 pass
-        if self.args.json:
-            self.console.answer(_dump_json({"error": {
-                "message": text, "type": getattr(error, "type", None) or type(error).__name__,
-                "code": getattr(error, "code", None)}}) + "\n")
-        self.console.tell("streamlite: " + " ".join(text.split()))
+        try:
+            if self.args.json:
+                kind = getattr(error, "type", None) or type(error).__name__
+                self.console.answer(_dump_json({"error": {
+                    "message": text, "type": kind, "code": getattr(error, "code", None)}}) + "\n")
+            self.console.tell("streamlite: " + text)
+        except BrokenPipeError:
+            pass  # it failed all the same
         return EX_TEMPFAIL if _is_transient(error) else 1
 
     def chat(self) -> int:
         try:
-            import readline  # line editing and history  # noqa: F401
+            import readline  # noqa: F401  # line editing and history
         except ImportError:
             pass
         history: List[Any] = []
-        code, interrupted = 0, False
+        code, stopped = 0, False
         while True:
             try:
                 line = self.read_message()
-                interrupted = False
-                if line is None:
+                stopped = False
+                if line is None or line.split(" ")[0] in ("/exit", "/quit", "/bye"):
                     return code
-                command, _, rest = line.partition(" ")
-                if command in ("/exit", "/quit", "/bye"):
-                    return code
-                if command == "/reset":
-                    history = []
-                elif command in ("/model", "/system"):
-                    setattr(self.args, command[1:], rest.strip() or None)
-                elif command.startswith("/") and "\n" not in line:
-                    self.console.tell("/model NAME, /system TEXT, /reset, /exit; \"\"\" begins and ends several lines")
+                if line.startswith("/") and "\n" not in line:
+                    history = self.obey(history, *line[1:].partition(" ")[::2])
                 elif line.strip():
                     history.append({"role": "user", "content": line})
                     code = self.ask(history)
                     self.remember(history)
             except KeyboardInterrupt:
                 self.console.tell("")
-                if history and history[-1] is not None and history[-1]["role"] == "user":
-                    self.remember(history)  # an answer was stopped
-                elif interrupted:
+                if history and history[-1]["role"] == "user":
+                    self.remember(history)  # it was the answer that was stopped
+                elif stopped:
                     return 130
                 else:
-                    interrupted = True
+                    stopped = True
+
+    def obey(self, history: List[Any], command: str, value: str) -> List[Any]:
+        if command == "reset":
+            return []
+        if command in ("model", "system"):
+            setattr(self.args, command, value.strip() or None)
+        else:
+            self.console.tell('/model NAME, /system TEXT, /reset, /exit; """ begins and ends several lines')
+        return history
 
     def remember(self, history: List[Any]) -> None:
-        """Keep what was answered, or forget what was asked."""
-        choices = self.completion.choices if self.completion else []
-        if choices and (choices[0].message.content or choices[0].message.tool_calls):
-            history.append(choices[0].message.to_dict(exclude_none=True))
+        """Keep what was answered; forget a question that was not."""
+        message = self.completion.choices[0].message if self.completion and self.completion.choices else None
+        if message and (message.content or message.tool_calls):
+            history.append(message.to_dict(exclude_none=True))
         else:
             history.pop()
 
@@ -3653,11 +3439,10 @@ class _Command:
         try:
             line = input(prompt)
             if line.strip().startswith('"""'):
-                lines = [line.strip()[3:]]
-                while not lines[-1].rstrip().endswith('"""'):
-                    lines.append(input(prompt and ". "))
-                lines[-1] = lines[-1].rstrip()[:-3]
-                line = "\n".join(lines).strip("\n")
+                line = line.strip()[3:]
+                while not line.rstrip().endswith('"""'):
+                    line += "\n" + input(prompt and ". ")
+                line = line.rstrip()[:-3].strip("\n")
             return line
         except EOFError:
             if prompt:
@@ -3665,61 +3450,54 @@ class _Command:
             return None
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command; return its exit code."""
-    console = _Console()
-    args = _parse_arguments(argv)
-    try:
-        if args.help:
-            console.answer(_HELP)
-            return 0
-        return _run(args, console)
-    except KeyboardInterrupt:
-        console.end_line()
-        return 130
-    except BrokenPipeError:
-        return 0
-
-
 def _run(args: Any, console: _Console) -> int:
+    if args.help:
+        console.answer(_HELP)
+        return 0
     if args.verbose:
         import logging
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
     if args.cacert:
         os.environ["SSL_CERT_FILE"] = args.cacert
     settings: Dict[str, Any] = {"timeout": args.timeout, "deadline": args.deadline, "max_retries": args.retries}
-    if args.base_url or args.demo:  # an address of the command line gets no credentials of the environment
+    demo = DemoServer() if args.demo else None
+    if args.demo:
+        args.base_url, args.model = demo and demo.base_url, args.model or "demo"
+    if args.base_url:  # an address of the command line gets no credentials of the environment
         settings.update(base_url=args.base_url, api_key="", organization="", project="")
     if args.key_env:
         settings["api_key"] = os.environ[args.key_env]
-    demo = DemoServer() if args.demo else None
-    command = None
     try:
-        if demo:
-            settings.update(base_url=demo.base_url)
-            args.model = args.model or "demo"
         with OpenAI(**settings) as client:
             command = _Command(args, console, client)
-            return command.run()
-    except OpenAIError as error:
-        return command.fail(error) if command else (console.tell("streamlite: %s" % error), 1)[1]
-    except TypeError as error:
+            try:
+                return command.run()
+            except OpenAIError as error:
+                return command.fail(error)
+    except (OpenAIError, TypeError) as error:
         console.tell("streamlite: %s" % error)
-        return 2
+        return 1 if isinstance(error, OpenAIError) else 2
     finally:
         if demo:
             demo.close()
 
 
-def _exit(code: int) -> None:
-    """Leave; a pipe that was closed at the other end is no traceback, nor does it change the code."""
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command; return its exit code."""
+    console = _Console()
+    code = 0
     try:
+        try:
+            code = _run(_parse_arguments(argv), console)
+        except KeyboardInterrupt:
+            code = 130
+            console.end_line()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    except BrokenPipeError:  # who read has seen enough; that is no failure, nor does it hide one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3742,4 +3520,4 @@ def _exit(code: int) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 if __name__ == "__main__":
-    _exit(main())
+    sys.exit(main())
