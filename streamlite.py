@@ -23,8 +23,8 @@ What this file reads, opens and contacts:
 
     environment    OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID; certificates: SSL_CERT_FILE,
                    SSL_CERT_DIR, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; proxies, as urllib reads them: HTTP_PROXY,
-                   HTTPS_PROXY, NO_PROXY, REQUEST_METHOD; the command only: OPENAI_MODEL, NO_COLOR, and what
-                   --key-env names
+                   HTTPS_PROXY, NO_PROXY, REQUEST_METHOD; the command only: OPENAI_MODEL, NO_COLOR, TERM, and
+                   what --key-env names
     files          certificates, for reading; the command only: what -o KEY=@FILE and --cacert name
     hosts          the one of base_url (or the proxy before it); DemoServer listens on 127.0.0.1
     never          writes a file, starts a process, checks for updates, follows a redirect to another origin, sends a
@@ -709,6 +709,9 @@ _raw_decode = json.JSONDecoder().raw_decode
 _skip_blank = re.compile(r"[ \t\r\n]*").match
 _find_surrogate = re.compile(r"\\u[dD][89a-fA-F]").search
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # a byte order mark counts as blank
+_REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", "thought")
+_JOINED = _REASONING + ("content", "text", "refusal", "tool_calls", "function", "function_call", "arguments", "audio",
+                        "transcript")
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:")
 
 
@@ -909,11 +912,10 @@ class _ChunkReader:
         return {"content": text} if text.__class__ is str else {}
 
     def _mend(self, value: Any, path: Optional[Tuple[Any, ...]] = None) -> Any:
-        """Let a high surrogate at the end of a delta's text wait for the next text in the same place (servers that cut
-        between UTF-16 units send an emoji as two halves); elsewhere, where there is no path, nothing can be waited for.
-        """
+        """Let a high surrogate at the end of a text that is joined wait for the next one in the same place: servers that
+        cut between UTF-16 units send an emoji as two halves."""
         if value.__class__ is str:
-            if path:
+            if path and all(key.__class__ is int or key in _JOINED for key in path):
                 value = self._held.pop(path, "") + value
                 if "\ud800" <= value[-1:] <= "\udbff":
                     self._held[path] = value[-1]
@@ -944,6 +946,7 @@ class _ChunkReader:
         except (ValueError, RecursionError):
             report = self._hide(str(report))
         body, words = _server_error(report)
+        words = _well_formed(words)
         if isinstance(body, dict):
             for key in ("code", "status_code", "status"):
                 code = str(body.get(key))
@@ -966,9 +969,6 @@ class _ChunkReader:
 # ----------------------------------------------------------------------------------------------------------------------
 # Accumulation: chunks become a whole reply.  Linear in what arrives.  No I/O.
 # ----------------------------------------------------------------------------------------------------------------------
-
-_REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", "thought")
-
 
 def _text_parts(value: Any) -> Tuple[str, str]:
     """Text and reasoning in a content, which Mistral's reasoning models send as a list of parts."""
@@ -2171,7 +2171,9 @@ class _BaseStream:
 
     def _receive(self, wait: bool = True) -> Optional[bytes]:
         try:
-            return cast(_HTTPResponse, self._http).recv(wait)
+            if self._http is None:
+                raise OSError("closed")
+            return self._http.recv(wait)
         except _FAULTS as fault:
             self._fault = fault
             return b""
@@ -3061,7 +3063,7 @@ def _demo_handler(demo: DemoServer) -> Any:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            if not self.path.endswith("/models"):
+            if self.path != "/v1/models":
                 return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
             self.reply(200, {"object": "list", "data": [
                 {"id": name, "object": "model", "created": 0, "owned_by": "streamlite"} for name in demo.models]})
@@ -3071,7 +3073,7 @@ def _demo_handler(demo: DemoServer) -> Any:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 model = request["model"]
                 deltas, reason = _demo_reply(request)
-                if not self.path.split("?")[0].endswith("/chat/completions"):
+                if self.path.split("?")[0] != "/v1/chat/completions":
                     return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
             except (ValueError, LookupError, TypeError, AttributeError):
                 return self.refuse(400, "This is not a chat completion request.", "invalid_request_error")
@@ -3156,12 +3158,12 @@ EX_TEMPFAIL = 75               # sysexits.h: trying again may help
 _HELP = '''\
 usage: python -m streamlite [options] [prompt ...]
 
-Streams a chat completion. What is piped in goes before the prompt; - is that alone.
+Streams a chat completion. Piped text goes before the prompt; - is that alone.
 
   -m, --model NAME    else OPENAI_MODEL, else the only one the server has
   -s, --system TEXT   the system message
   -o KEY=VALUE        any field of the request; VALUE may be JSON, or @FILE
-  --chat              a conversation; /model, /system, /reset, /exit, """ for lines
+  --chat              a conversation; /model /system /reset /exit, """ for lines
   --json              each chunk as a line of JSON
   --no-stream         the whole reply at once
   --usage             tokens and timing, on stderr
@@ -3174,7 +3176,7 @@ Streams a chat completion. What is piped in goes before the prompt; - is that al
   -h, --help, --version
 
   python -m streamlite --demo "Explain server-sent events"
-  git diff | python -m streamlite -o temperature=0 "Write a commit message"
+  git diff | python -m streamlite -o temperature=0 "Sum this up"
   python -m streamlite --base-url http://localhost:11434/v1 --chat
 '''
 
@@ -3354,15 +3356,16 @@ class _Command:
             for call in choice.message.tool_calls or () if not self.args.json else ():
                 self.console.end_line()
                 self.console.answer(call.to_json(indent=None) + "\n")
-            if choice.finish_reason in ("length", "content_filter"):
-                self.console.tell("(cut short: %s)" % choice.finish_reason)
+            limit = {"length": "the token limit", "content_filter": "the content filter"}.get(choice.finish_reason or "")
+            if limit:
+                self.console.tell("(cut short by %s)" % limit)
         if self.args.usage or self.args.verbose:
             usage, first = completion.usage, stream.time_to_first_token or 0.0
-            text = "no usage was sent"
-            if usage:
-                rate = (usage.completion_tokens or 0) / max(stream.elapsed - first, 1e-6)
-                text = "%s + %s tokens, %.1f tokens/s" % (usage.prompt_tokens, usage.completion_tokens, rate)
-            self.console.tell("%s; first token after %.2f s, all after %.2f s" % (text, first, stream.elapsed))
+            text = "first token after %.2f s, all after %.2f s" % (first, stream.elapsed)
+            if usage and usage.completion_tokens:
+                text = "%s + %s tokens; %s, %.1f tokens/s" % (usage.prompt_tokens, usage.completion_tokens, text,
+                                                             usage.completion_tokens / max(stream.elapsed - first, 1e-6))
+            self.console.tell(text if usage else "no usage was sent; " + text)
 
     def fail(self, error: OpenAIError) -> int:
         """One line that says what to do."""
