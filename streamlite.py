@@ -50,8 +50,8 @@ import urllib.parse
 import urllib.request
 import weakref
 import zlib
-from typing import (TYPE_CHECKING, Any, AsyncIterator, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
-                    NoReturn, Optional, Sequence, Set, Tuple, Type, TypeVar, Union, cast, overload)
+from typing import (TYPE_CHECKING, Any, AsyncIterator, Callable, Deque, Dict, Iterable, Iterator, List, Mapping,
+                    NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Type, TypeVar, Union, cast, overload)
 
 try:
     import ssl
@@ -328,11 +328,12 @@ class _WireObject:
 def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
     """Make an instance of `cls` whose __dict__ is `fields`, and the same of the objects in it."""
     for name, nested in cls._nested:
-        value = fields.get(name)
-        if value.__class__ is dict:
-            fields[name] = _wire(nested, value)
-        elif value.__class__ is list:
-            fields[name] = [_wire(nested, item) if item.__class__ is dict else item for item in value]
+        if name in fields:
+            value = fields[name]
+            if value.__class__ is dict:
+                fields[name] = _wire(nested, value)
+            elif value.__class__ is list:
+                fields[name] = [_wire(nested, item) if item.__class__ is dict else item for item in value]
     instance = cls.__new__(cls)
     instance.__dict__ = fields
     return instance
@@ -341,12 +342,8 @@ def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
 def _plain(value: Any, exclude_unset: bool, exclude_none: bool) -> Any:
     """Undo `_wire`, copying."""
     if isinstance(value, _WireObject):
-        fields = dict(value.__dict__)
-        if not exclude_unset:
-            for cls in type(value).__mro__[:-2]:
-                for name in cls.__dict__.get("__annotations__", ()):
-                    fields.setdefault(name, None)
-        value = fields
+        documented = () if exclude_unset else type(value).__annotations__
+        value = dict(dict.fromkeys(documented), **value.__dict__)
     if isinstance(value, dict):
         return {key: _plain(item, exclude_unset, exclude_none) for key, item in value.items()
                 if not (exclude_none and item is None)}
@@ -357,19 +354,10 @@ def _plain(value: Any, exclude_unset: bool, exclude_none: bool) -> Any:
 
 def _dump_json(value: Any, indent: Optional[int] = None) -> str:
     """JSON that every parser reads: servers send NaN and Infinity (vLLM, in log probabilities); JSON has null."""
-    separators = (",", ":") if indent is None else None
     try:
-        return json.dumps(value, indent=indent, separators=separators, allow_nan=False)
+        return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), indent=indent, separators=separators)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(json.loads(json.dumps(value), parse_constant=lambda name: None), indent=indent)
 
 
 class PromptTokensDetails(_WireObject):
@@ -620,15 +608,13 @@ class SSEDecoder:
             self._line.append(data)
             self._line_size += len(data)
         if self._line_size + self._data_size > MAX_EVENT:
-            self._failure = APIResponseValidationError(
-                "the server sent an event of more than %d bytes without its end" % MAX_EVENT)
-            self._line, self._data = [], []
-            if not events:
-                raise self._failure
+            self._give_up()
+        if self._failure and not events:
+            raise self._failure
         return events
 
     def close(self) -> List[ServerSentEvent]:
-        """End the stream; return the last event if only its blank line is missing (servers that forget it are common)."""
+        """End the stream; return the last event, though its blank line is missing: servers often forget it."""
         return self.feed(b"\n\n")
 
     def _interpret(self, text: str, events: List[ServerSentEvent]) -> None:
@@ -638,12 +624,15 @@ class SSEDecoder:
             if text.startswith("\ufeff"):
                 text = text[1:]
         known = len(self._data)
+        large = len(text) + self._data_size > MAX_EVENT  # else none of the events can be
         for line in text.split("\n"):
             if line.startswith("data: "):  # nearly every line; the whole of the rules is in _field
                 self._data.append(line[6:])
             elif line:
                 self._field(line)
             else:
+                if large and sum(map(len, self._data)) > MAX_EVENT:
+                    return self._give_up()
                 if self._data:
                     events.append(ServerSentEvent(
                         self._event or "message", "\n".join(self._data), self._id, self._retry))
@@ -673,6 +662,10 @@ class SSEDecoder:
 
     def _unknown(self, line: str) -> None:
         """A field that the specification says to ignore."""
+
+    def _give_up(self) -> None:
+        self._failure = APIResponseValidationError("the server sent an event of more than %d bytes" % MAX_EVENT)
+        self._line, self._data = [], []
 
 
 def _well_formed(text: str) -> str:
@@ -728,9 +721,15 @@ class _LenientDecoder(SSEDecoder):
             self.foreign = line
 
 
+def _stops_at_the_end(error: BaseException, text: str) -> bool:
+    """The JSON text is cut, not wrong."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated") or error.pos >= len(text) - (0 if text.endswith("}") else 6))
+
+
 def _slot_index(item: Dict[str, Any], default: int) -> int:
     index = item.get("index")
-    return index if index.__class__ is int else default  # type: ignore[return-value]
+    return index if index.__class__ is int else default
 
 
 class _ChunkReader:
@@ -755,7 +754,8 @@ class _ChunkReader:
         self._sniffing = True
         self._head = ""                  # the start of the first payload
         self._recognised = False
-        self._has_deltas = False
+        self._whole_reply = False        # a message has come that is no delta
+        self._cut_short = False
         self._mending = False
         self._held: Dict[Any, str] = {}  # high surrogates that wait for their other half
 
@@ -821,21 +821,23 @@ class _ChunkReader:
         try:
             self._read_payload(text, chunks)
         except APIResponseValidationError:
-            if text.startswith("{") and text.count("{") > text.count("}"):
-                return  # cut short
+            if self._cut_short:
+                return
             raise
         if not self._recognised:
             raise self.not_ours(text)
-        self.done = self.done or not self._has_deltas
+        self.done = self.done or self._whole_reply or bool(self.found)
 
     def _read_payload(self, text: str, chunks: List[ChatCompletionChunk]) -> None:
         """Usually one JSON object; but some servers send several in an event, or forget the blank line between."""
         at = 0
         while at < len(text):
             if text[at] == "{":
+                start = at
                 try:
                     fields, at = _raw_decode(text, at)
                 except (ValueError, RecursionError) as error:  # too deep, or an integer of thousands of digits
+                    self._cut_short = _stops_at_the_end(error, text)
                     raise self.not_ours(text, str(error)) from None
                 if not self.events:
                     self._head = text[:1000]
@@ -843,9 +845,12 @@ class _ChunkReader:
                 if fields.get("error") or fields.get("object") == "error":
                     raise self._failure(fields)
                 if self._wanted == "choices":
-                    self._read_object(fields, text, chunks)
+                    self._mending = bool(self._held or _find_surrogate(text, start, at))
+                    self._read_object(fields, chunks)
                 else:
                     self.found, self._recognised = fields, isinstance(fields.get(self._wanted), list)
+                if at == len(text):
+                    return
             else:
                 line, _, _ = text[at:at + 100].partition("\n")
                 line = line.strip(" \t\r\"'")
@@ -861,15 +866,14 @@ class _ChunkReader:
                     at = text.find("\n", at) + 1 or len(text)
             at = _skip_blank(text, at).end()  # type: ignore[union-attr]
 
-    def _read_object(self, fields: Dict[str, Any], text: str, chunks: List[ChatCompletionChunk]) -> None:
+    def _read_object(self, fields: Dict[str, Any], chunks: List[ChatCompletionChunk]) -> None:
         choices = fields.get("choices")
         self._recognised = self._recognised or "choices" in fields
         if choices.__class__ is not list:
             choices = [choices] if choices.__class__ is dict else []
-        self._mending = bool(self._held) or _find_surrogate(text) is not None
         fields["choices"] = [self._choice(choice) for choice in choices if choice.__class__ is dict]
         chunk = _wire(ChatCompletionChunk, fields)
-        if any(choice.finish_reason == "error" for choice in chunk.choices):
+        if "error" in [choice.finish_reason for choice in chunk.choices]:
             if any(choice.index in self.streamed for choice in chunk.choices):
                 chunks.append(chunk)
             raise APIError('the server ended the answer with finish_reason "error"', body=chunk.to_dict())
@@ -886,8 +890,6 @@ class _ChunkReader:
         delta = fields.get("delta")
         if not delta or delta.__class__ is not dict:
             delta = self._instead_of_delta(fields, index)
-        else:
-            self._has_deltas = True
         if self._mending:
             fields = {key: self._mend(value) for key, value in fields.items() if key != "delta"}
             delta = self._mend(delta, (index,))
@@ -903,6 +905,7 @@ class _ChunkReader:
         message = fields.get("message")
         if message.__class__ is dict and index not in self.streamed:
             del fields["message"]
+            self._whole_reply = True
             calls = message.get("tool_calls")
             for i, call in enumerate(calls if calls.__class__ is list else ()):
                 if call.__class__ is dict:
@@ -912,8 +915,8 @@ class _ChunkReader:
         return {"content": text} if text.__class__ is str else {}
 
     def _mend(self, value: Any, path: Optional[Tuple[Any, ...]] = None) -> Any:
-        """Let a high surrogate at the end of a text that is joined wait for the next one in the same place: servers that
-        cut between UTF-16 units send an emoji as two halves."""
+        """Let a high surrogate at the end of a text that is joined wait for the next one in the same place: servers
+        that cut between UTF-16 units send an emoji as two halves."""
         if value.__class__ is str:
             if path and all(key.__class__ is int or key in _JOINED for key in path):
                 value = self._held.pop(path, "") + value
@@ -1023,6 +1026,8 @@ class _ToolCalls:
         parallel call index 0); without an index that of its id; and what has neither id nor name continues."""
         if index.__class__ is str and index[:9].isdecimal():
             index = int(index[:9])
+        if not id and index.__class__ is int and index in self._by_index:
+            return self._by_index[index]
         known = self._by_id.get(id) if id and id.__class__ is str else None
         slot = self._by_index.get(index) if index.__class__ is int else known
         if slot and id and name and slot.get("id") not in (None, "", id):
@@ -1253,9 +1258,14 @@ class _ChunkedFraming(_Framing):
                 size = self._size.match(data, at)
                 if size:
                     at = size.end()
-                    self._left = int(size.group(1), 16) + 2
-                    if self._left == 2:
-                        self._left, self._in_trailer = 0, True
+                    length = int(size.group(1), 16)
+                    if data[at + length:at + length + 2] == b"\r\n" and length:  # all of the chunk is there
+                        pieces.append(data[at:at + length])
+                        at += length + 2
+                    elif length:
+                        self._left = length + 2
+                    else:
+                        self._in_trailer = True
                 else:
                     self._incomplete(data[at:])
                     at = end
@@ -1459,7 +1469,7 @@ class _Reader:
         left = self.call.left()
         self.sock.settimeout(left if wait else 0)
         try:
-            data = self.sock.recv(size)
+            data = cast(bytes, self.sock.recv(size))
         except _WOULD_BLOCK:
             return None
         self.received += len(data)
@@ -1495,7 +1505,7 @@ class _HTTPResponse(http.client.HTTPResponse):
     def __init__(self, sock: Any, debuglevel: int = 0, method: Optional[str] = None, url: Optional[str] = None, *,
                  call: _Call) -> None:
         super().__init__(sock, debuglevel, method, url)
-        self.reader = _Reader(sock, self.fp.detach(), call)  # type: ignore[attr-defined]
+        self.reader = _Reader(sock, self.fp.detach(), call)
         self.fp = self.reader  # type: ignore[assignment]
         self.framing = _Framing(0)
         self.inflater: Optional[_Inflater] = None
@@ -1542,7 +1552,8 @@ class _HTTPResponse(http.client.HTTPResponse):
                 raise error
             if self.framing.ended:
                 return b""
-            data = self.reader.recv(4096 if self.inflater else 65536, wait)  # deflate makes at most 1,032 bytes of one
+            # Deflate makes at most 1,032 bytes of one; and more chunks at once than fit the CPU's cache cost more each.
+            data = self.reader.recv(4096 if self.inflater else 16384, wait)
             if data is None:
                 return None
             if data:
@@ -1603,7 +1614,7 @@ class _HTTPConnection(http.client.HTTPConnection):
         self.response: Optional[_HTTPResponse] = None
         self._context = context
 
-    def response_class(self, *args: Any, **kwargs: Any) -> _HTTPResponse:
+    def response_class(self, *args: Any, **kwargs: Any) -> _HTTPResponse:  # type: ignore[override]
         """What http.client makes responses with."""
         self.response = _HTTPResponse(*args, call=self.served.call, **kwargs)
         return self.response
@@ -1756,7 +1767,7 @@ class _Handler(urllib.request.BaseHandler):
         self.release(response, response.framing.ended)
         again = _Request(request.call, request.get_method(), url, request.own_headers, request.data,
                          request.redirects + 1)
-        return self.parent.open(again)  # type: ignore[attr-defined]
+        return self.parent.open(again)
 
     http_error_308 = http_error_307
 
@@ -1879,14 +1890,16 @@ def _make_tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
         context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     if ssl.HAS_ALPN:
         context.set_alpn_protocols(["http/1.1"])
-    bundle = "" if cert_file or cert_dir else bundles[0] or bundles[1]
+    bundle = bundles[0] or bundles[1]
+    if bundle and not (cert_file or cert_dir):
+        cert_file, cert_dir = ("", bundle) if os.path.isdir(bundle) else (bundle, "")
     try:
-        if bundle or cert_file:  # an error where OpenSSL's own way is silence
-            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle or cert_file})
-        if not bundle:
+        if cert_file or cert_dir:  # OpenSSL reads these two variables itself, but is silent about what is wrong
+            context.load_verify_locations(cert_file or None, cert_dir or None)
+        else:
             context.load_default_certs()
     except OSError as error:
-        raise OpenAIError("the CA certificates in %s cannot be read: %s" % (bundle or cert_file, error)) from error
+        raise OpenAIError("the CA certificates in %s cannot be read: %s" % (cert_file or cert_dir, error)) from error
     return context
 
 
@@ -1973,7 +1986,7 @@ def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusEr
         hint = "; should base_url end in /v1?"
     reason = _excerpt(response.reason or http.client.responses.get(status, ""), 60)
     return _status_error_class(status)(
-        "%s: %s%s (%s)" % (("%d %s" % (status, reason)).strip(), _excerpt(words, 1000) or "no message", hint, _bare(url)),
+        "%d%s: %s%s (%s)" % (status, reason and " " + reason, _excerpt(words, 1000) or "no message", hint, _bare(url)),
         response=Response(status, response.headers), body=body)
 
 
@@ -2192,7 +2205,7 @@ class _BaseStream:
             self._first_token_at = time.monotonic()
 
     def _settled(self) -> bool:
-        """There are chunks to hand out, or the answer is whole.  Raises what has ended it, after all that came before."""
+        """There are chunks to hand out, or the answer is whole.  Raises what has ended it, after what came before."""
         reader, finished = self._reader, self._accumulator.finished
         if self._ready:
             return True
@@ -2381,7 +2394,7 @@ class NotGiven:
 NOT_GIVEN = NotGiven()
 _warned: Set[str] = set()
 
-_STREAM_HAS = "create(stream=True) returns a Stream: `completion` is the reply so far, `response` has status and headers"
+_STREAM_HAS = "create(stream=True) returns a Stream with `completion`, the reply so far, and `response`, its headers"
 _NOT_OFFERED = {
     "http_client": "pass ssl_context for certificates, handlers for urllib handlers; proxies come from the environment",
     "parse": "send response_format as a dict, and json.loads the message's content",
@@ -2496,7 +2509,8 @@ class _BaseClient:
                  default_query: Optional[Mapping[str, Any]] = None, ssl_context: Any = None,
                  handlers: Sequence[urllib.request.BaseHandler] = (), deadline: Optional[float] = None,
                  **unknown: Any) -> None:
-        self._settings = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
+        self._settings = {
+            name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         for name in unknown:
             raise TypeError("%s() has no argument %r%s" % (
                 type(self).__name__, name, ": " + _NOT_OFFERED[name] if name in _NOT_OFFERED else ""))
@@ -2860,7 +2874,7 @@ class AsyncStream(_BaseStream):
         return data
 
     async def _wait(self, until: float, descriptor: int = -1) -> None:
-        """Until then, on the clock of time.monotonic(); or until `descriptor` has something to read; or until `close`."""
+        """Until then, on the clock of time.monotonic(); or until `descriptor` has something to read; or `close`."""
         waiter = self._waiter = self._loop.create_future()
         timer = None
         try:
@@ -2887,10 +2901,13 @@ class AsyncStream(_BaseStream):
             _settle(self._waiter)
 
     def _watch_task(self) -> None:
-        """A task that is cancelled in the body of `async for` never comes back here, and its traceback keeps us alive."""
+        """A task cancelled in the body of `async for` never comes back here, and its traceback keeps us alive."""
         import asyncio
         self._loop = asyncio.get_event_loop()
-        task = (asyncio.current_task if hasattr(asyncio, "current_task") else asyncio.Task.current_task)()
+        if sys.version_info >= (3, 7):
+            task = asyncio.current_task()
+        else:
+            task = asyncio.Task.current_task()
         if task is not None and task is not self._task:
             self._task = task
             this = weakref.ref(self)
@@ -2989,7 +3006,7 @@ class DemoServer:
             client = OpenAI(base_url=server.base_url, api_key="any")
 
     It streams, or replies as a whole; calls the first of `tools`, counts words as tokens, obeys max_tokens, n and
-    stream_options.  Any model name is served, but these misbehave, to rehearse it: "demo-rate-limit" (429 to every other
+    stream_options.  Any model name is served, but some misbehave, to rehearse it: "demo-rate-limit" (429 to every other
     request), "demo-error" (an error in the middle of the stream), "demo-lost" (the connection breaks there),
     "no-such-model" (404).  The key "wrong" is refused (401).
 
@@ -3007,9 +3024,16 @@ class DemoServer:
             daemon_threads = True
             request_queue_size = 128
 
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                work = (threading.current_thread(), request)
+                connections.add(work)
+                super().process_request_thread(request, client_address)
+                connections.discard(work)
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 _log(_DEBUG, "demo server: %s", sys.exc_info()[1])
 
+        connections = self._connections = set()  # type: Set[Tuple[threading.Thread, socket.socket]]
         self.delay = delay
         self.replies: Set[Any] = set()
         self.limited = False
@@ -3025,7 +3049,12 @@ class DemoServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        for thread, connection in list(self._connections):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            thread.join(1.0)
 
     def __enter__(self) -> "DemoServer":
         return self
@@ -3098,10 +3127,11 @@ def _demo_handler(demo: DemoServer) -> Any:
                                           for said in request["messages"]), "completion_tokens": len(deltas)}
             usage["total_tokens"] = sum(usage.values())
             indices = range(int(request.get("n") or 1))
-            steps = [(i, dict(delta, role="assistant") if delta is deltas[0] else delta, None)
-                     for delta in deltas for i in indices] + [(i, {}, reason) for i in indices]
+            if deltas:
+                deltas[0]["role"] = "assistant"
             chunks = [dict(base, object="chat.completion.chunk", choices=[
-                {"index": i, "delta": delta, "finish_reason": finish}]) for i, delta, finish in steps]
+                {"index": i, "delta": dict(delta), "finish_reason": None if delta else reason}])
+                for delta in deltas + [{}] for i in indices]
             if not request.get("stream"):
                 whole = Accumulator()
                 for chunk in chunks:
@@ -3229,7 +3259,8 @@ class _Console:
 
 def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
     import argparse
-    parser = argparse.ArgumentParser(prog="python -m streamlite", add_help=False, usage="%(prog)s [options] [prompt ...]")
+    parser = argparse.ArgumentParser(
+        prog="python -m streamlite", add_help=False, usage="%(prog)s [options] [prompt ...]")
     parser.add_argument("prompt", nargs="*")
     parser.add_argument("-m", "--model", default=os.environ.get("OPENAI_MODEL"))
     parser.add_argument("-s", "--system")
@@ -3356,15 +3387,15 @@ class _Command:
             for call in choice.message.tool_calls or () if not self.args.json else ():
                 self.console.end_line()
                 self.console.answer(call.to_json(indent=None) + "\n")
-            limit = {"length": "the token limit", "content_filter": "the content filter"}.get(choice.finish_reason or "")
-            if limit:
-                self.console.tell("(cut short by %s)" % limit)
+            if choice.finish_reason in ("length", "content_filter"):
+                self.console.tell("(cut short by the %s)" % (
+                    "token limit" if choice.finish_reason == "length" else "content filter"))
         if self.args.usage or self.args.verbose:
             usage, first = completion.usage, stream.time_to_first_token or 0.0
             text = "first token after %.2f s, all after %.2f s" % (first, stream.elapsed)
             if usage and usage.completion_tokens:
-                text = "%s + %s tokens; %s, %.1f tokens/s" % (usage.prompt_tokens, usage.completion_tokens, text,
-                                                             usage.completion_tokens / max(stream.elapsed - first, 1e-6))
+                rate = usage.completion_tokens / max(stream.elapsed - first, 1e-6)
+                text = "%s + %s tokens; %s, %.1f tokens/s" % (usage.prompt_tokens, usage.completion_tokens, text, rate)
             self.console.tell(text if usage else "no usage was sent; " + text)
 
     def fail(self, error: OpenAIError) -> int:
