@@ -253,8 +253,10 @@ def _server_error(body: Any) -> Tuple[Any, str]:
     if isinstance(body, dict):
         for key in ("message", "msg", "error_description", "title"):
             if isinstance(body.get(key), str) and body[key]:
-                place = body.get("loc")
-                return body, "%s: %s" % (".".join(map(str, place)), body[key]) if isinstance(place, list) else body[key]
+                place, more = body.get("loc"), body.get("metadata")
+                words = "%s: %s" % (".".join(map(str, place)), body[key]) if isinstance(place, list) else body[key]
+                raw = more.get("raw") if isinstance(more, dict) else None  # what OpenRouter was told by its provider
+                return body, "%s: %s" % (words, _excerpt(raw)) if isinstance(raw, str) else words
     return body, body if isinstance(body, str) else json.dumps(body)
 
 
