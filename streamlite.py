@@ -1785,6 +1785,13 @@ class _ProxyHandler(urllib.request.ProxyHandler):
         if request.tunnel or _bypasses_proxy(request.host, self.proxies):  # type: ignore[attr-defined]
             return
         parts = urllib.parse.urlsplit(proxy if "://" in proxy else "http://" + proxy)
+        try:
+            valid = parts.hostname and parts.port != 0 and ("@" in parts.netloc) == ("@" in proxy)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise OpenAIError("%s_PROXY is not a valid URL: a # / ? or @ in its password must be written %%23 %%2F %%3F "
+                              "%%40 (it is not shown here)" % type.upper())
         if parts.scheme != "http":
             raise OpenAIError(
                 "the proxy for %s: is a %s: proxy (%s); only http: proxies are spoken here: set %s_PROXY to one, or "
@@ -2448,13 +2455,13 @@ def _split_base_url(base_url: str) -> Tuple[str, str]:
     try:
         parts = urllib.parse.urlsplit(base_url.strip())
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port
-    except ValueError as error:
-        raise OpenAIError("base_url is not a URL: %s" % error) from None
-    if "@" in parts.netloc:
+    except ValueError:  # its text may hold what was taken for a port
+        raise OpenAIError("base_url is not a valid URL, such as %s (it is not shown here)" % DEFAULT_BASE_URL) from None
+    if "@" in parts.netloc or "@" in parts.fragment:
         raise OpenAIError("base_url must not hold a user name or password: pass default_headers={'Authorization': ...}")
     if parts.scheme not in ("http", "https") or not re.match(r"[\w.:%~-]+\Z", host):
         raise OpenAIError("base_url must be http://HOST/... or https://HOST/..., such as %s, not %s"
-                          % (DEFAULT_BASE_URL, _excerpt(base_url.split("?")[0])))
+                          % (DEFAULT_BASE_URL, parts.scheme + ":..." if parts.scheme else "a text without http://"))
     path = parts.path.rstrip("/")
     if path.endswith("/chat/completions"):
         path = path[:-len("/chat/completions")]
