@@ -3497,9 +3497,14 @@ def _run(args: Any, console: _Console) -> int:
     if args.help:
         console.answer(_HELP)
         return 0
+    if not (args.prompt or args.models or args.chat) and (sys.stdin is None or sys.stdin.isatty()):
+        console.write(sys.stderr, _HELP)
+        return 2
     if args.verbose:
         import logging
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.emit = lambda record: console.tell(handler.format(record))  # type: ignore[method-assign]
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", handlers=[handler])
     if args.cacert:
         os.environ["SSL_CERT_FILE"] = args.cacert
     settings: Dict[str, Any] = {"timeout": args.timeout, "deadline": args.deadline, "max_retries": args.retries}
