@@ -69,6 +69,7 @@ DEFAULT_MAX_RETRIES = 2         # the SDK's
 
 # What the other side may make us hold.  The largest events seen are images in base64, of some megabytes.
 MAX_EVENT = 16 * 1024 * 1024    # a line, an event, or a whole JSON reply
+MAX_DEPTH = 100                 # objects and lists in one another (replies have about ten)
 MAX_INFLATED = 1 << 30          # a whole body after gzip or deflate
 MAX_HEADERS = 256 * 1024        # a header block, interim answers and trailers included (nginx sends at most 32 KiB)
 MAX_CHUNK_LINE = 16 * 1024     # a chunk's size with its extensions (llhttp allows as much)
@@ -109,10 +110,12 @@ class Response(NamedTuple):
     @property
     def request_id(self) -> Optional[str]:
         """The id that the server's operators ask for."""
-        for name in ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid"):
-            if self.headers.get(name):
-                return cast(str, self.headers.get(name))
-        return None
+        return _request_id(self.headers)
+
+
+def _request_id(headers: Any) -> Optional[str]:
+    names = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
+    return next((headers[name] for name in names if headers.get(name)), None)
 
 
 class OpenAIError(Exception):
@@ -150,14 +153,14 @@ class APIError(OpenAIError):
 
     @property
     def request_id(self) -> Optional[str]:
-        return self.response.request_id if self.response else None
+        return _request_id(self.response.headers) if self.response else None
 
 
 class APIResponseValidationError(APIError):
     """The server answered with something else than a chat completion; `body` is the start of it."""
 
-    def __init__(self, message: str = "Data returned by API invalid for expected schema.", *,
-                 response: Optional[Response] = None, body: Any = None) -> None:
+    def __init__(self, response: Optional[Response] = None, body: Any = None, *,
+                 message: str = "Data returned by API invalid for expected schema.") -> None:
         super().__init__(message, body=body)
         self.response = response
 
@@ -237,6 +240,26 @@ def _excerpt(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
+def _parse_json(text: str) -> Any:
+    """Raises ValueError for whatever is wrong with it."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("too deep") from None
+    if _is_too_deep(value):
+        raise ValueError("too deep")
+    return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Deeper than any reply, so that what walks through it may be recursive."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for outer in level if isinstance(outer, (dict, list))
+                 for item in (outer.values() if isinstance(outer, dict) else outer)]
+    return bool(level)
+
+
 def _server_error(body: Any) -> Tuple[Any, str]:
     """Find the error object in a JSON value that reports one, and the server's words in it."""
     if isinstance(body, list) and body and isinstance(body[0], dict):
@@ -304,27 +327,30 @@ class _WireObject:
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
     @_method
-    def to_dict(self, *, mode: str = "python", exclude_unset: bool = True,
-                exclude_none: bool = False) -> Dict[str, Any]:
-        """The object as plain dicts and lists; `exclude_unset=False` adds the documented fields that were not sent."""
-        return cast(Dict[str, Any], _plain(self, exclude_unset, exclude_none))
+    def to_dict(self, *, exclude_unset: bool = True, exclude_none: bool = False, **options: Any) -> Dict[str, Any]:
+        """The object as plain dicts and lists; `exclude_unset=False` adds the documented fields that were not sent.
+
+        `include` and `exclude` are sets of names; pydantic's other options change nothing here.
+        """
+        fields = _plain(self, exclude_unset, exclude_none)
+        include, exclude = options.get("include"), options.get("exclude") or ()
+        return {name: value for name, value in fields.items()
+                if (include is None or name in include) and name not in exclude}
 
     @_method
-    def to_json(self, *, indent: Optional[int] = 2, exclude_unset: bool = True, exclude_none: bool = False) -> str:
-        """The object as JSON text, in ASCII."""
-        return _dump_json(_plain(self, exclude_unset, exclude_none), indent)
+    def to_json(self, *, indent: Optional[int] = 2, **options: Any) -> str:
+        """`to_dict` as JSON text, in ASCII."""
+        return _dump_json(self.to_dict(**options), indent)
 
     @_method
-    def model_dump(self, *, mode: str = "python", exclude_unset: bool = False,
-                   exclude_none: bool = False) -> Dict[str, Any]:
+    def model_dump(self, *, exclude_unset: bool = False, **options: Any) -> Dict[str, Any]:
         """`to_dict` with the SDK's other default."""
-        return cast(Dict[str, Any], _plain(self, exclude_unset, exclude_none))
+        return self.to_dict(exclude_unset=exclude_unset, **options)
 
     @_method
-    def model_dump_json(self, *, indent: Optional[int] = None, exclude_unset: bool = False,
-                        exclude_none: bool = False) -> str:
+    def model_dump_json(self, *, indent: Optional[int] = None, exclude_unset: bool = False, **options: Any) -> str:
         """`to_json` with the SDK's other defaults."""
-        return _dump_json(_plain(self, exclude_unset, exclude_none), indent)
+        return self.to_json(indent=indent, exclude_unset=exclude_unset, **options)
 
 
 def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
@@ -344,7 +370,7 @@ def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
 def _plain(value: Any, exclude_unset: bool, exclude_none: bool) -> Any:
     """Undo `_wire`, copying."""
     if isinstance(value, _WireObject):
-        documented = () if exclude_unset else type(value).__annotations__
+        documented = [] if exclude_unset else [name for name in type(value).__annotations__ if name[0] != "_"]
         value = dict(dict.fromkeys(documented), **value.__dict__)
     if isinstance(value, dict):
         return {key: _plain(item, exclude_unset, exclude_none) for key, item in value.items()
@@ -523,7 +549,9 @@ class CompletionChoice(_WireObject):
 class ChatCompletion(_WireObject):
     """A whole reply, sent as one or put together from chunks."""
 
+    __slots__ = ("_request_id",)  # the SDK's name; no field
     _nested = (("choices", CompletionChoice), ("usage", CompletionUsage))
+    _request_id: Optional[str]
     id: str = _UNSET
     object: str = _UNSET
     created: int = _UNSET
@@ -666,7 +694,7 @@ class SSEDecoder:
         """A field that the specification says to ignore."""
 
     def _give_up(self) -> None:
-        self._failure = APIResponseValidationError("the server sent an event of more than %d bytes" % MAX_EVENT)
+        self._failure = APIResponseValidationError(message="the server sent an event of more than %d bytes" % MAX_EVENT)
         self._line, self._data = [], []
 
 
@@ -739,16 +767,15 @@ class _ChunkReader:
 
     done:  the server has said that this was all
     error: the APIError that ends the stream after the chunks that came out before it
-    hide:  blanks out what must not appear in an error
+    found: the JSON object that came, where something else than "choices" is `wanted`
     """
 
-    def __init__(self, hide: Callable[[str], str] = str, wanted: str = "choices") -> None:
+    def __init__(self, wanted: str = "choices") -> None:
         self.done = False
         self.error: Optional[APIError] = None
         self.events = 0
         self.streamed: Set[int] = set()  # the choices of which a delta has brought something
-        self.found: Dict[str, Any] = {}  # the JSON object, where not chunks are wanted
-        self._hide = hide
+        self.found: Dict[str, Any] = {}
         self._wanted = wanted
         self._decoder = _LenientDecoder()
         self._whole: Optional[List[bytes]] = None  # the body, where it is no event stream
@@ -775,7 +802,7 @@ class _ChunkReader:
                 self._whole.append(data)
                 self._whole_size += len(data)
                 if self._whole_size > MAX_EVENT:
-                    raise APIResponseValidationError("the reply is longer than %d bytes" % MAX_EVENT)
+                    raise APIResponseValidationError(message="the reply is longer than %d bytes" % MAX_EVENT)
         except APIError as error:
             self.error = error
         return chunks
@@ -816,9 +843,9 @@ class _ChunkReader:
         """A body that is no event stream: a server that ignores `stream`, an error, a proxy's page."""
         if text.startswith("["):  # Google wraps its errors in a list
             try:
-                items = json.loads(text)
+                items = _parse_json(text)
                 raise self._failure(items) if "error" in items[0] else self.not_ours(text)
-            except (ValueError, RecursionError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError):
                 raise self.not_ours(text) from None
         try:
             self._read_payload(text, chunks)
@@ -838,7 +865,9 @@ class _ChunkReader:
                 start = at
                 try:
                     fields, at = _raw_decode(text, at)
-                except (ValueError, RecursionError) as error:  # too deep, or an integer of thousands of digits
+                    if text.count("{", start, at) + text.count("[", start, at) > MAX_DEPTH and _is_too_deep(fields):
+                        raise ValueError("too deep")
+                except (ValueError, RecursionError) as error:  # RecursionError: too deep for the parser
                     self._cut_short = _stops_at_the_end(error, text)
                     raise self.not_ours(text, str(error)) from None
                 if not self.events:
@@ -947,11 +976,10 @@ class _ChunkReader:
     def _failure(self, report: Any) -> APIError:
         """The error that the server tells of inside a reply of status 200, in its own words."""
         try:
-            report = json.loads(self._hide(report if isinstance(report, str) else json.dumps(report)))
-        except (ValueError, RecursionError):
-            report = self._hide(str(report))
-        body, words = _server_error(report)
-        words = _well_formed(words)
+            body, words = _server_error(_parse_json(report) if isinstance(report, str) else report)
+        except ValueError:
+            body, words = report, report
+        words = _well_formed(words) or "the server reported an error without a message"
         if isinstance(body, dict):
             for key in ("code", "status_code", "status"):
                 code = str(body.get(key))
@@ -962,13 +990,12 @@ class _ChunkReader:
         return APIError(words, body=body)
 
     def not_ours(self, text: str, reason: str = "") -> APIError:
-        text = self._hide(text)
         if text.startswith("<"):
             reason = "an HTML page: a proxy's or login page, or a base_url without /v1?"
         elif not reason:
             reason = "neither a chat completion nor an error; is base_url right?"
-        return APIResponseValidationError("the server answered with something else than a chat completion (%s): %s"
-                                          % (reason, _excerpt(text)), body=text[:1000])
+        return APIResponseValidationError(body=text[:1000], message=(
+            "the server answered with something else than a chat completion (%s): %s" % (reason, _excerpt(text))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1011,14 +1038,15 @@ class _ToolCalls:
         self._by_id: Dict[str, Dict[str, Any]] = {}
 
     def add(self, call: Dict[str, Any]) -> None:
-        function = call.get("function")
-        function = function.__dict__ if isinstance(function, _WireObject) else {}
-        slot = self._slot(call.get("index"), call.get("id"), function.get("name"))
-        for target, fields in ((slot, call), (slot["function"], function)):
+        kind = "custom" if isinstance(call.get("custom"), dict) else "function"
+        body = call.get(kind)
+        body = body.__dict__ if isinstance(body, _WireObject) else body if isinstance(body, dict) else {}
+        slot = self._slot(call.get("index"), call.get("id"), body.get("name"))
+        for target, fields in ((slot, call), (slot.setdefault(kind, {}), body)):
             for key, value in fields.items():
-                if value is None or key in ("index", "function"):
+                if value is None or key in ("index", "function", "custom"):
                     continue
-                if key == "arguments":
+                if key in ("arguments", "input"):
                     slot["pieces"].append(value if value.__class__ is str else _dump_json(value))
                 elif key not in ("id", "type", "name") or not target.get(key):  # these are set once, never joined
                     target[key] = value
@@ -1037,7 +1065,7 @@ class _ToolCalls:
         if slot is None and self._slots and not (id or name):
             slot = self._slots[-1]
         if slot is None:
-            slot = {"function": {}, "pieces": []}
+            slot = {"pieces": []}
             self._slots.append(slot)
         if index.__class__ is int:
             self._by_index[index] = slot
@@ -1049,12 +1077,13 @@ class _ToolCalls:
         calls = []
         for slot in self._slots:
             call = {key: value for key, value in slot.items() if key not in ("pieces", "made_id")}
-            arguments = _well_formed("".join(slot["pieces"]))
-            if slot["function"].get("name") or arguments:  # DeepSeek ends with an empty call
+            kind, member = ("custom", "input") if "custom" in slot else ("function", "arguments")
+            text = _well_formed("".join(slot["pieces"]))
+            if slot[kind].get("name") or text:  # DeepSeek ends with an empty call
                 if not call.get("id"):  # without one the call cannot be answered
                     call["id"] = slot.setdefault("made_id", "call_" + os.urandom(12).hex())
-                call["type"] = call.get("type") or "function"
-                call["function"] = dict(slot["function"], arguments=arguments)
+                call["type"] = call.get("type") or kind
+                call[kind] = dict(slot[kind], **{member: text})
                 calls.append(call)
         return calls
 
@@ -1179,7 +1208,9 @@ class Accumulator:
     def completion(self) -> ChatCompletion:
         """The reply so far, a copy: in the shape of a whole one."""
         choices = [self._answers[index].whole(index) for index in sorted(self._answers)]
-        return _wire(ChatCompletion, dict(self._fields, object="chat.completion", choices=choices, usage=self._usage))
+        whole = _wire(ChatCompletion, dict(self._fields, object="chat.completion", choices=choices, usage=self._usage))
+        whole._request_id = None
+        return whole
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1366,6 +1397,7 @@ class _Call:
         self.started = time.monotonic()
         self.deadline = self.started + (math.inf if deadline is None else deadline)
         self.until = math.inf           # when the present wait ends
+        self.answer_by: Optional[float] = None
         self.connecting = True
         self.proxy = ""                 # host:port
         self.secrets: Set[str] = set()  # what no error may show, though a server repeats it
@@ -1378,16 +1410,20 @@ class _Call:
         """Start to wait for something for so many seconds; bytes that are not it do not extend the wait."""
         self.until = min(time.monotonic() + seconds, self.deadline)
 
+    def start_answer(self) -> None:
+        """Start to wait for the answer, once in an attempt: redirects and error bodies are part of it."""
+        if self.answer_by is None:
+            self.answer_by = min(time.monotonic() + self.read, self.deadline)
+        self.until = self.answer_by
+
     def left(self) -> Optional[float]:
         """Seconds for the next step on the socket.  Raises socket.timeout if there are none."""
         if self.cancelled.is_set():
             raise OSError("closed")
-        if self.until == math.inf:
-            return None
         left = self.until - time.monotonic()
         if left <= 0:
             raise socket.timeout("timed out")
-        return left
+        return left if left < 1e6 else None  # what is far away need not fit the platform's time_t
 
     def attach(self, sock: Any) -> None:
         self._sock = sock
@@ -1406,10 +1442,28 @@ class _Call:
             except OSError:
                 pass
 
-    def hide(self, text: str) -> str:
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
+    def add_secrets(self, *texts: str) -> None:
+        self.secrets.update(text for text in texts if len(text) > 5)  # hiding "demo" or "key" would only blur messages
+
+    def hide(self, value: Any) -> Any:
+        """A JSON value without the secrets."""
+        if isinstance(value, str):
+            for secret in self.secrets:
+                value = value.replace(secret, "***")
+        elif isinstance(value, dict):
+            value = {self.hide(key): self.hide(item) for key, item in value.items()}
+        elif isinstance(value, list):
+            value = [self.hide(item) for item in value]
+        return value
+
+    def hide_in(self, error: APIError) -> None:
+        """Take the secrets out of an error; a server may have repeated them anywhere."""
+        error.message, error.body = self.hide(error.message), self.hide(error.body)
+        error.code, error.param, error.type = self.hide([error.code, error.param, error.type])
+        error.args = (error.message,)
+        cause = "%r %s" % (error.__cause__, error.__cause__)
+        if self.hide(cause) != cause:
+            error.__cause__ = error.__context__ = None
 
     @property
     def elapsed(self) -> float:
@@ -1465,11 +1519,13 @@ class _Reader:
 
     def recv(self, size: int, wait: bool = True) -> Optional[bytes]:
         """At most `size` bytes, none at the end of the connection, None if there are none yet and `wait` is False."""
+        left = self.call.left()
+        timeout = left if wait else 0
         if self.ahead:
             data, self.ahead = self.ahead[:size], self.ahead[size:]
             return data
-        left = self.call.left()
-        self.sock.settimeout(left if wait else 0)
+        if timeout != self.sock.gettimeout():  # each setting is a system call
+            self.sock.settimeout(timeout)
         try:
             data = cast(bytes, self.sock.recv(size))
         except _WOULD_BLOCK:
@@ -1539,9 +1595,11 @@ class _HTTPResponse(http.client.HTTPResponse):
         coding = str(self.headers.get("content-encoding") or "").strip().lower()
         if coding in ("gzip", "x-gzip", "deflate"):
             self.inflater = _Inflater(coding)
+        elif coding not in ("", "identity") and not 200 <= self.status < 300:
+            self.framing, self.will_close = _Framing(0), True  # the status says enough
         elif coding not in ("", "identity"):
             raise APIResponseValidationError(
-                "the server compressed its reply with %s, though none was asked for" % _excerpt(coding))
+                message="the server compressed its reply with %s, though none was asked for" % _excerpt(coding))
 
     def recv(self, wait: bool = True) -> Optional[bytes]:
         """Some bytes of the body, decoded; none at its end; None if there are none yet and `wait` is False.
@@ -1555,7 +1613,7 @@ class _HTTPResponse(http.client.HTTPResponse):
             if self.framing.ended:
                 return b""
             # Deflate makes at most 1,032 bytes of one; and more chunks at once than fit the CPU's cache cost more each.
-            data = self.reader.recv(4096 if self.inflater else 16384, wait)
+            data = self.reader.recv(1024 if self.inflater else 16384, wait)
             if data is None:
                 return None
             if data:
@@ -1576,7 +1634,7 @@ class _HTTPResponse(http.client.HTTPResponse):
         """
         reader, framing = self.reader, self.framing
         try:
-            reader.sock.settimeout(0 if framing.ended else 0.02)
+            reader.sock.settimeout(0 if framing.ended else 0.05)
             for _ in range(16):
                 data = reader.ahead or reader.sock.recv(4096)
                 reader.ahead = b""
@@ -1640,7 +1698,7 @@ class _HTTPConnection(http.client.HTTPConnection):
         call.connecting = False
 
     def _tcp(self, call: _Call) -> socket.socket:
-        addresses = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(self.host.encode(), self.port, 0, socket.SOCK_STREAM)
         error: Optional[OSError] = None
         for i, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = socket.socket(family, kind, protocol)
@@ -1704,7 +1762,7 @@ class _Handler(urllib.request.BaseHandler):
         try:
             if connection.sock is None:
                 connection.connect()
-            call.start(call.read)
+            call.start_answer()
             call.attach(connection.sock)
             connection.sock.settimeout(call.left())
             try:
@@ -1784,23 +1842,24 @@ class _ProxyHandler(urllib.request.ProxyHandler):
     def proxy_open(self, request: Any, proxy: str, type: str) -> None:
         if request.tunnel or _bypasses_proxy(request.host, self.proxies):  # type: ignore[attr-defined]
             return
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else "http://" + proxy)
         try:
+            parts = urllib.parse.urlsplit(proxy if "://" in proxy else "http://" + proxy)
             valid = parts.hostname and parts.port != 0 and ("@" in parts.netloc) == ("@" in proxy)
         except ValueError:
             valid = False
         if not valid:
-            raise OpenAIError("%s_PROXY is not a valid URL: a # / ? or @ in its password must be written %%23 %%2F %%3F "
-                              "%%40 (it is not shown here)" % type.upper())
+            raise OpenAIError("%s_PROXY is not a valid URL: a # / ? or @ in its password must be written %%23 %%2F "
+                              "%%3F %%40 (it is not shown here)" % type.upper())
         if parts.scheme != "http":
             raise OpenAIError(
                 "the proxy for %s: is a %s: proxy (%s); only http: proxies are spoken here: set %s_PROXY to one, or "
                 "unset it" % (type, parts.scheme, parts.hostname, type.upper()))
         if parts.username is not None:
             import base64
-            login = urllib.parse.unquote(parts.username) + ":" + urllib.parse.unquote(parts.password or "")
-            request.add_unredirected_header(
-                "Proxy-authorization", "Basic " + base64.b64encode(login.encode()).decode())
+            user, password = urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
+            credentials = base64.b64encode((user + ":" + password).encode()).decode()
+            request.add_unredirected_header("Proxy-authorization", "Basic " + credentials)
+            request.call.add_secrets(password, credentials)
         request.call.proxy = parts.netloc.rpartition("@")[2]
         request.set_proxy(request.call.proxy, "http")
 
@@ -1974,10 +2033,10 @@ def _proxy_remedy(status: int, headers: Any) -> str:
 def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusError:
     """The error for an answer that is no success, read to its end or to what of it can be had."""
     status = response.status
-    text = call.hide(_read_error_body(response, call).decode("utf-8", "replace").strip())
+    text = _read_error_body(response, call).decode("utf-8", "replace").strip()
     try:
-        body, words = _server_error(json.loads(text))
-    except (ValueError, RecursionError):
+        body, words = _server_error(_parse_json(text))
+    except ValueError:
         body, words = text, text
     if words.startswith("<"):
         title = re.search("(?is)<title>(.*?)</title>", words)
@@ -2002,7 +2061,7 @@ def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusEr
 def _read_error_body(response: _HTTPResponse, call: _Call) -> bytes:
     """The start of the body: it must not keep the status from the caller, however it ends."""
     body = b""
-    call.start(min(call.read, PATIENCE))
+    call.until = min(call.until, time.monotonic() + PATIENCE)
     try:
         while len(body) < MAX_ERROR_BODY:
             data = response.recv()
@@ -2030,6 +2089,7 @@ class _Transport:
     def open(self, call: _Call, method: str, url: str, headers: Dict[str, str],
              body: Optional[bytes]) -> _HTTPResponse:
         """Send the request; return the response of a success, whose body has not been read."""
+        call.answer_by = None
         try:
             response = cast(_HTTPResponse, self._opener.open(_Request(call, method, url, headers, body)))
             if not 200 <= response.status < 300:
@@ -2067,7 +2127,7 @@ def _is_transient(error: BaseException) -> bool:
         told = str(error.response.headers.get("x-should-retry")).lower()
         if told in ("true", "false"):
             return told == "true"
-    return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return error.status_code in (408, 409, 429) or 500 <= error.status_code < 600
 
 
 def _retry_after(headers: Any) -> Optional[float]:
@@ -2139,7 +2199,7 @@ class _BaseStream:
         self._wanted = wanted
         self._lock = threading.Lock()  # held by a thread that reads; who holds it closes
         self._http: Optional[_HTTPResponse] = None
-        self._reader = _ChunkReader(self._call.hide)
+        self._reader = _ChunkReader()
         self._accumulator = Accumulator()
         self._ready: Deque[ChatCompletionChunk] = collections.deque()
         self._iterated = False
@@ -2147,14 +2207,19 @@ class _BaseStream:
         self._fault: Optional[BaseException] = None  # what ended the body, unless it ended well
         self._over = False                           # the answer is whole
         self._failure: Optional[APIError] = None
-        self._longest: Optional[ChatCompletion] = None
+        self._longest: Optional[ChatCompletion] = None  # what came of the attempt that came furthest
+        self._most_events = 0
+        self._latest: Optional[ChatCompletionChunk] = None
+        self._patience_ends = 0.0
         self._first_token_at: Optional[float] = None
         self._ended_at: Optional[float] = None
 
     @property
     def completion(self) -> ChatCompletion:
         """What was handed out so far, in the shape of a whole reply."""
-        return self._accumulator.completion
+        completion = self._accumulator.completion
+        completion._request_id = self.response and self.response.request_id
+        return completion
 
     @property
     def time_to_first_token(self) -> Optional[float]:
@@ -2166,11 +2231,11 @@ class _BaseStream:
         """Seconds from the call to the end of the stream, or to now."""
         return (self._ended_at or time.monotonic()) - self._call.started
 
-    def _take(self) -> ChatCompletionChunk:
-        """Hand out a chunk; from now on nothing is repeated behind the caller's back."""
-        chunk = self._ready.popleft()
+    def _take(self, seen: bool = True) -> ChatCompletionChunk:
+        """Hand out a chunk; once one was seen, nothing is repeated behind the caller's back."""
+        chunk = self._latest = self._ready.popleft()
         self._accumulator.add(chunk)
-        self._attempts.closed = True
+        self._attempts.closed = self._attempts.closed or seen
         return chunk
 
     def _connect(self, key: Any) -> None:
@@ -2179,7 +2244,7 @@ class _BaseStream:
             raise self._failure or _translate(OSError(), self._call, self._request.url)
         self._attempts.made += 1
         self.response = None
-        self._reader = _ChunkReader(self._call.hide, self._wanted)
+        self._reader = _ChunkReader(self._wanted)
         self._accumulator = Accumulator()
         self._fault, self._body_over = None, False
         self._http = self._send(key)
@@ -2188,8 +2253,14 @@ class _BaseStream:
             raise _translate(OSError(), self._call, self._request.url)
 
     def _start_wait(self) -> None:
-        """Comments, blank lines and single bytes are no event: they do not start the clock again."""
-        self._call.start(min(self._call.read, PATIENCE) if self._accumulator.finished else self._call.read)
+        """Comments, blank lines and single bytes are no event: they do not start the clock again.  Behind a whole
+        answer only more of it does."""
+        self._call.start(self._call.read)
+        if self._latest is not None and self._accumulator.finished:
+            if any(value for choice in self._latest.choices for key, value in choice.delta.__dict__.items()
+                   if key != "role") or not self._patience_ends:
+                self._patience_ends = time.monotonic() + PATIENCE
+            self._call.until = min(self._call.until, self._patience_ends)
 
     def _receive(self, wait: bool = True) -> Optional[bytes]:
         try:
@@ -2245,14 +2316,15 @@ class _BaseStream:
         """Complete an error that ends an attempt."""
         self._drop()
         self._end(type(error).__name__)
+        self._call.hide_in(error)
         self._failure = error
         error.request = self._request
         error.response = error.response or self.response
         partial = self._accumulator.completion
         if partial.choices and not isinstance(error, APIConnectionError):
             self._attempts.closed = True  # the server's own word in the middle is no lost connection
-        if self.response and (not self._longest or len(partial.to_json()) > len(self._longest.to_json())):
-            self._longest = partial
+        if self.response and self._reader.events >= self._most_events:
+            self._longest, self._most_events = partial, self._reader.events
         error.partial = self._longest
 
     def _end(self, why: str) -> None:
@@ -2370,7 +2442,7 @@ class Stream(_BaseStream):
         while not self._over:
             self._attempt()
             while self._ready:
-                self._accumulator.add(self._ready.popleft())
+                self._take(seen=False)
 
 
 def _encode_error(error: APIError) -> bytes:
@@ -2400,7 +2472,8 @@ class NotGiven:
         return "NOT_GIVEN"
 
 
-NOT_GIVEN = NotGiven()
+Omit = NotGiven
+NOT_GIVEN = not_given = omit = NotGiven()
 _warned: Set[str] = set()
 
 _STREAM_HAS = "create(stream=True) returns a Stream with `completion`, the reply so far, and `response`, its headers"
@@ -2454,7 +2527,9 @@ def _split_base_url(base_url: str) -> Tuple[str, str]:
     """A base URL without its query, and that."""
     try:
         parts = urllib.parse.urlsplit(base_url.strip())
-        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+        host, port = parts.hostname or "", parts.port
+        if not re.match(r"[!-~]*\Z", host):
+            host = host.encode("idna").decode()
     except ValueError:  # its text may hold what was taken for a port
         raise OpenAIError("base_url is not a valid URL, such as %s (it is not shown here)" % DEFAULT_BASE_URL) from None
     if "@" in parts.netloc or "@" in parts.fragment:
@@ -2480,7 +2555,7 @@ def _completion_body(messages: Any, model: Any, stream: Any, extra_body: Any, fi
                         % type(messages).__name__)
     messages = list(messages)
     for message in messages:
-        if not isinstance(message, (Mapping, _WireObject)):
+        if not isinstance(message, Mapping) and not hasattr(message, "model_dump"):
             raise TypeError("each of messages must be a dict such as {'role': 'user', 'content': '...'}, not %s"
                             % type(message).__name__)
     if isinstance(fields.get("response_format"), type):
@@ -2498,6 +2573,8 @@ def _encode_body(body: Dict[str, Any]) -> bytes:
             return _plain(value, True, True)  # strict servers refuse a null where they expect nothing
         if isinstance(value, Mapping):
             return dict(value)
+        if hasattr(value, "model_dump"):  # a message of the SDK's
+            return value.model_dump(exclude_none=True)
         raise TypeError("%s is no JSON value" % type(value).__name__)
 
     try:
@@ -2507,6 +2584,7 @@ def _encode_body(body: Dict[str, Any]) -> bytes:
 
 
 _AnyStream = TypeVar("_AnyStream", bound=_BaseStream)
+_AnyClient = TypeVar("_AnyClient", bound="_BaseClient")
 
 
 class _BaseClient:
@@ -2518,19 +2596,18 @@ class _BaseClient:
                  default_query: Optional[Mapping[str, Any]] = None, ssl_context: Any = None,
                  handlers: Sequence[urllib.request.BaseHandler] = (), deadline: Optional[float] = None,
                  **unknown: Any) -> None:
-        self._settings = {
-            name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         for name in unknown:
             raise TypeError("%s() has no argument %r%s" % (
                 type(self).__name__, name, ": " + _NOT_OFFERED[name] if name in _NOT_OFFERED else ""))
         self.api_key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
         self.organization = os.environ.get("OPENAI_ORG_ID") if organization is None else organization
         self.project = os.environ.get("OPENAI_PROJECT_ID") if project is None else project
-        self.base_url, self._base_query = _split_base_url(
-            str(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL))
+        self.base_url = str(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
         self.timeout = DEFAULT_TIMEOUT if isinstance(timeout, NotGiven) else timeout
         self.max_retries = max_retries
         self.deadline = deadline
+        self._options = {"default_headers": default_headers, "default_query": default_query,
+                         "ssl_context": ssl_context, "handlers": handlers}
         self._query = dict(default_query or {})
         self._headers: Dict[str, Tuple[str, str]] = {}
         _merge_headers(self._headers, {
@@ -2549,15 +2626,26 @@ class _BaseClient:
                               % DEFAULT_BASE_URL)
         self._transport = _Transport(ssl_context, handlers)
 
-    def with_options(self: _T, **changes: Any) -> _T:
+    @property
+    def base_url(self) -> str:
+        """Without its query."""
+        return self._base_url
+
+    @base_url.setter
+    def base_url(self, base_url: str) -> None:
+        self._base_url, self._base_query = _split_base_url(str(base_url))
+
+    def with_options(self: _AnyClient, **changes: Any) -> _AnyClient:
         """A client with other settings that shares this one's connections."""
-        old = cast(_BaseClient, self)._settings
+        settings = {name: getattr(self, name) for name in (
+            "api_key", "organization", "project", "timeout", "max_retries", "deadline")}
+        settings.update(self._options, base_url=self._base_url + (self._base_query and "?" + self._base_query))
         for name in ("default_headers", "default_query"):
             if changes.get(name):
-                changes[name] = dict(old[name] or {}, **changes[name])
-        client = type(self)(**dict(old, **changes))
+                changes[name] = dict(self._options[name] or {}, **changes[name])
+        client = type(self)(**dict(settings, **changes))
         if not {"base_url", "ssl_context", "handlers"} & set(changes):
-            cast(_BaseClient, client)._transport = cast(_BaseClient, self)._transport
+            client._transport = self._transport
         return client
 
     copy = with_options
@@ -2576,19 +2664,19 @@ class _BaseClient:
         _merge_headers(headers, extra_headers or {})
         bearer = "authorization" not in headers and "authorization" not in map(str.lower, extra_headers or {})
         call = _Call(self.timeout if isinstance(timeout, NotGiven) else timeout, self.deadline)
-        for name, (_, value) in headers.items():
-            if re.search("auth|key|token|secret|cookie", name):
-                call.secrets.update(part for part in value.split(" ") if len(part) > 5)
+        for name, value in [(name, value) for name, (_, value) in headers.items()] + urllib.parse.parse_qsl(query):
+            if re.search("auth|key|token|secret|cookie", name.lower()):
+                call.add_secrets(urllib.parse.quote(value), *value.split(" "))
 
         def send(key: Any) -> _HTTPResponse:
             if bearer and _check_key(key):
                 headers["authorization"] = ("Authorization", "Bearer " + key)
-                if len(key) > 5:  # hiding "demo" or "key" would only blur the messages
-                    call.secrets.add(key)
+                call.add_secrets(key)
+            if key or call.secrets:
                 self._warn_of_plain_http()
             return self._transport.open(call, method, url, dict(headers.values()), data)
 
-        return kind(self._transport, _Attempts(call, self.max_retries), Request(method, url), send,
+        return kind(self._transport, _Attempts(call, self.max_retries), Request(method, _bare(url)), send,
                     self.api_key if callable(self.api_key) else lambda: self.api_key, wanted)
 
     def _warn_of_plain_http(self) -> None:
@@ -2597,7 +2685,7 @@ class _BaseClient:
             _warned.add(self.base_url)
             import logging
             logging.getLogger("streamlite").warning(
-                "the API key goes to %s over plain http, where the network can read it: use https", parts.hostname)
+                "credentials go to %s over plain http, where the network can read it: use https", parts.hostname)
 
     def __repr__(self) -> str:
         return "%s(base_url=%r)" % (type(self).__name__, self.base_url)
@@ -2605,11 +2693,22 @@ class _BaseClient:
     __getattr__ = _not_offered
 
 
-class Completions:
+class _Completions:
+    """Made anew at each access, lest a cycle keeps the client alive; but what people patch in it stays."""
+
+    __slots__ = ("_client", "__dict__")
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.__dict__ = client.__dict__.setdefault("_patches", {})
+
+    __getattr__ = _not_offered
+
+
+class Completions(_Completions):
     """`client.chat.completions`"""
 
-    def __init__(self, client: "OpenAI") -> None:
-        self._client = client
+    _client: "OpenAI"
 
     @overload
     def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]", **fields: Any) -> Stream: ...
@@ -2640,8 +2739,6 @@ class Completions:
         result._attempts.run(result._open)
         return result
 
-    __getattr__ = _not_offered
-
 
 class Chat:
     """`client.chat`"""
@@ -2656,9 +2753,10 @@ class Models:
     def __init__(self, client: "OpenAI") -> None:
         self._client = client
 
-    def list(self, *, timeout: Any = NOT_GIVEN) -> ModelPage:
+    def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
-        stream = self._client._request(Stream, "GET", "/models", timeout=timeout, wanted="data")
+        stream = self._client._request(
+            Stream, "GET", "/models", None, extra_headers, extra_query, timeout, wanted="data")
         stream._attempts.run(stream._drain)
         return _wire(ModelPage, stream._reader.found)
 
@@ -2712,11 +2810,15 @@ class _Workers:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._pid = os.getpid()
         self._busy = 0
-        self._jobs: Deque[Callable[[], None]] = collections.deque()
+        self._jobs: Deque[Callable[..., None]] = collections.deque()
         self._lock = threading.Lock()
 
-    def run(self, job: Callable[[], None]) -> None:
+    def run(self, job: Callable[..., None]) -> None:
+        """Call `job` in a thread, or with the error that prevents that."""
+        if self._pid != os.getpid():
+            self.__init__(self._limit)  # type: ignore[misc]  # forked: the threads stayed with the parent
         self._jobs.append(job)
         self.free(0)
 
@@ -2730,9 +2832,8 @@ class _Workers:
             job = self._jobs.popleft()
         try:
             threading.Thread(target=job, name="streamlite", daemon=True).start()
-        except RuntimeError:
-            self.free()
-            raise
+        except RuntimeError as error:
+            job(error)
 
 
 _workers = _Workers(8)
@@ -2743,30 +2844,33 @@ async def _in_thread(call: _Call, function: Callable[..., Any], *args: Any) -> A
     import asyncio
     loop = asyncio.get_event_loop()
     future = loop.create_future()
+    busy = [True]
 
     def free() -> None:
-        call.on_sent = lambda: None
-        _workers.free()
+        while busy:
+            busy.pop()
+            _workers.free()
 
-    def job() -> None:
-        result, failure = None, None
+    def job(error: Optional[BaseException] = None) -> None:
+        result, failure = None, error
         call.on_sent = free
         try:
-            result = function(*args)
-        except BaseException as error:  # for the one who waits
-            failure = error
-        call.on_sent()
+            if failure is None:
+                loop.call_soon_threadsafe(loop.call_later, 0.05, free)  # what takes longer waits for the network
+                result = function(*args)
+        except BaseException as raised:  # for the one who waits
+            failure = raised
+        free()
         try:
             loop.call_soon_threadsafe(_settle, future, result, failure)
         except RuntimeError:  # the loop was closed meanwhile
             call.cancel()
 
-    try:
-        _workers.run(job)
-    except RuntimeError as error:
-        raise APIConnectionError(message="no thread can be started to open a stream: %s" % error) from error
+    _workers.run(job)
     try:
         return await future
+    except RuntimeError as error:
+        raise APIConnectionError(message="no thread can be started to open a stream: %s" % error) from error
     except asyncio.CancelledError:
         call.cancel()
         raise
@@ -2787,6 +2891,7 @@ class AsyncStream(_BaseStream):
     _waiter: Any = None
     _watched = -1  # the descriptor that the loop watches
     _task: Any = None
+    _done: Any = None
 
     def __aiter__(self) -> "AsyncStream":
         return self
@@ -2838,15 +2943,21 @@ class AsyncStream(_BaseStream):
         self._cut()
 
     async def _run(self, attempt: Callable[[], Any]) -> None:
-        """What _Attempts.run does."""
+        """What _Attempts.run does; and cancelling it cuts the connection."""
+        import asyncio
         self._watch_task()
-        while True:
-            try:
-                return cast(None, await attempt())
-            except APIError as error:
-                await self._wait(time.monotonic() + self._attempts.delay(error))
+        try:
+            while True:
+                try:
+                    return cast(None, await attempt())
+                except APIError as error:
+                    await self._wait(time.monotonic() + self._attempts.delay(error))
+        except asyncio.CancelledError:
+            self._cut()
+            raise
 
     async def _attempt(self, read: bool = True) -> None:
+        import asyncio
         try:
             if self._http is None:
                 key = self._key()
@@ -2855,8 +2966,13 @@ class AsyncStream(_BaseStream):
                 await _in_thread(self._call, self._connect, key)
             if read:
                 self._start_wait()
-                while not self._settled():
-                    self._absorb(await self._receive_async())
+            while read and not self._settled():
+                data = self._receive(wait=False)
+                if data is None:
+                    await self._wait_for_data()
+                else:
+                    self._absorb(data)
+                    await asyncio.sleep(0)  # a server faster than we are must not keep the loop from other work
         except APIError as error:
             self._fail(error)
             raise
@@ -2868,19 +2984,18 @@ class AsyncStream(_BaseStream):
         while not self._over:
             await self._attempt()
             while self._ready:
-                self._accumulator.add(self._ready.popleft())
+                self._take(seen=False)
 
-    async def _receive_async(self) -> Optional[bytes]:
-        data = self._receive(wait=False)
-        if data is not None:
-            await self._wait(0.0)  # a server faster than we are must not keep the loop from other work
-        while data is None:
-            try:
-                await self._wait(self._call.until, cast(_HTTPResponse, self._http).reader.sock.fileno())
-            except NotImplementedError:
-                return cast(bytes, await _in_thread(self._call, self._receive))
-            data = self._receive(wait=False)
-        return data
+    async def _wait_for_data(self) -> None:
+        try:
+            await self._wait(self._call.until, cast(_HTTPResponse, self._http).reader.sock.fileno())
+        except NotImplementedError:  # Windows' proactor loop
+
+            def read() -> Optional[bytes]:
+                self._call.on_sent()  # it waits from the start
+                return self._receive()
+
+            self._absorb(await _in_thread(self._call, read))
 
     async def _wait(self, until: float, descriptor: int = -1) -> None:
         """Until then, on the clock of time.monotonic(); or until `descriptor` has something to read; or `close`."""
@@ -2904,10 +3019,16 @@ class AsyncStream(_BaseStream):
             self._watched = -1
 
     def _cut(self) -> None:
-        self._unwatch()
+        if self._loop is not None and not self._loop.is_closed():
+            self._unwatch()
+            if self._waiter is not None:
+                _settle(self._waiter)
+        self._release_task()
         super()._cut()
-        if self._waiter is not None:
-            _settle(self._waiter)
+
+    def _finish(self, why: str) -> None:
+        self._release_task()
+        super()._finish(why)
 
     def _watch_task(self) -> None:
         """A task cancelled in the body of `async for` never comes back here, and its traceback keeps us alive."""
@@ -2918,22 +3039,27 @@ class AsyncStream(_BaseStream):
         else:
             task = asyncio.Task.current_task()
         if task is not None and task is not self._task:
-            self._task = task
+            self._release_task()
             this = weakref.ref(self)
 
             def done(task: Any) -> None:
                 stream = this()
-                if stream is not None and stream._task is task and task.cancelled():
+                if stream is not None and task.cancelled():
                     stream._cut()
 
+            self._task, self._done = task, done
             task.add_done_callback(done)
 
+    def _release_task(self) -> None:
+        if self._task is not None:
+            self._task.remove_done_callback(self._done)
+            self._task = None
 
-class AsyncCompletions:
+
+class AsyncCompletions(_Completions):
     """`client.chat.completions`"""
 
-    def __init__(self, client: "AsyncOpenAI") -> None:
-        self._client = client
+    _client: "AsyncOpenAI"
 
     @overload
     async def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]",
@@ -2955,8 +3081,6 @@ class AsyncCompletions:
         await result._run(result._open)
         return result
 
-    __getattr__ = _not_offered
-
 
 class AsyncChat:
     """`client.chat`"""
@@ -2971,9 +3095,10 @@ class AsyncModels:
     def __init__(self, client: "AsyncOpenAI") -> None:
         self._client = client
 
-    async def list(self, *, timeout: Any = NOT_GIVEN) -> ModelPage:
+    async def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
-        stream = self._client._request(AsyncStream, "GET", "/models", timeout=timeout, wanted="data")
+        stream = self._client._request(
+            AsyncStream, "GET", "/models", None, extra_headers, extra_query, timeout, wanted="data")
         await stream._run(stream._drain)
         return _wire(ModelPage, stream._reader.found)
 
@@ -2998,6 +3123,9 @@ class AsyncOpenAI(_BaseClient):
 
     async def __aexit__(self, *exc_info: Any) -> None:
         self._transport.close()
+
+
+Client, AsyncClient = OpenAI, AsyncOpenAI  # the SDK has both names
 
 
 # ======================================================================================================================
@@ -3109,7 +3237,7 @@ def _demo_handler(demo: DemoServer) -> Any:
         def do_POST(self) -> None:
             try:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])).decode())
-                model = request["model"]
+                model, _ = request["model"], int(request.get("n") or 1)
                 deltas, reason = _demo_reply(request)
                 if self.path.split("?")[0] != "/v1/chat/completions":
                     return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
@@ -3269,7 +3397,7 @@ class _Console:
 def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
     import argparse
     parser = argparse.ArgumentParser(
-        prog="python -m streamlite", add_help=False, usage="%(prog)s [options] [prompt ...]")
+        prog="python -m streamlite", add_help=False, allow_abbrev=False, usage="%(prog)s [options] [prompt ...]")
     parser.add_argument("prompt", nargs="*")
     parser.add_argument("-m", "--model", default=os.environ.get("OPENAI_MODEL"))
     parser.add_argument("-s", "--system")
@@ -3283,7 +3411,11 @@ def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--retries", type=int, default=DEFAULT_MAX_RETRIES)
     parser.add_argument("--version", action="version", version="streamlite " + __version__)
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    unknown = [word.split("=")[0] for word in more if word.startswith("-")]
+    if unknown:  # without their values: it might be a key
+        parser.error("unrecognized: %s; see --help" % " ".join(word for word in unknown if re.match("-[a-z-]+$", word)))
+    args.prompt += more  # words behind an option
     args.fields = {}
     for option in args.options:
         name, equals, value = option.partition("=")
@@ -3293,13 +3425,17 @@ def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
             if value.startswith("@"):
                 with io.open(value[1:], encoding="utf-8-sig") as file:
                     value = file.read()
-            args.fields[name] = json.loads(value)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             parser.error("-o %s: %s" % (option, error))
+        try:
+            args.fields[name] = json.loads(value)
         except ValueError:
             args.fields[name] = value  # a plain text
+        except RecursionError:
+            parser.error("-o %s: the value is nested too deeply" % name)
     if args.key_env and args.key_env not in os.environ:
-        parser.error("--key-env: there is no environment variable %s" % args.key_env)
+        named = re.match("[A-Z][A-Z0-9_]*$", args.key_env)  # else it may be the key itself
+        parser.error("--key-env: there is no environment variable %s" % (args.key_env if named else "of this name"))
     return args
 
 
@@ -3437,10 +3573,11 @@ class _Command:
         except ImportError:
             pass
         history: List[Any] = []
+        first: Optional[str] = " ".join(self.args.prompt)
         code, stopped = 0, False
         while True:
             try:
-                line = self.read_message()
+                line, first = first or self.read_message(), None
                 stopped = False
                 if line is None or line.split(" ")[0] in ("/exit", "/quit", "/bye"):
                     return code
@@ -3487,6 +3624,9 @@ class _Command:
                     line += "\n" + input(prompt and ". ")
                 line = line.rstrip()[:-3].strip("\n")
             return line
+        except UnicodeDecodeError:
+            self.console.tell("streamlite: standard input is not %s text" % sys.stdin.encoding)
+            return None
         except EOFError:
             if prompt:
                 self.console.tell("")
@@ -3523,7 +3663,8 @@ def _run(args: Any, console: _Console) -> int:
             except OpenAIError as error:
                 return command.fail(error)
     except (OpenAIError, TypeError) as error:
-        console.tell("streamlite: %s" % error)
+        keyless = args.base_url and not args.key_env and "API key" in str(error)
+        console.tell("streamlite: %s%s" % (error, "; with --base-url, name it with --key-env" if keyless else ""))
         return 1 if isinstance(error, OpenAIError) else 2
     finally:
         if demo:
@@ -3543,7 +3684,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except BrokenPipeError:  # who read has seen enough; that is no failure, nor does it hide one
+    except OSError as error:
+        # Who read from a pipe has seen enough: that is no failure, nor does it hide one.  A full disk is.
+        if not isinstance(error, BrokenPipeError) and os.name != "nt":
+            code = code or 1
+            console.tell("streamlite: the output cannot be written: %s" % error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
