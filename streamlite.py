@@ -362,6 +362,10 @@ def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
                 fields[name] = _wire(nested, value)
             elif value.__class__ is list:
                 fields[name] = [_wire(nested, item) if item.__class__ is dict else item for item in value]
+    return _instance(cls, fields)
+
+
+def _instance(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
     instance = cls.__new__(cls)
     instance.__dict__ = fields
     return instance
@@ -610,7 +614,7 @@ class SSEDecoder:
         self._retry: Optional[int] = None
         self._start = True             # a byte order mark may come
         self._after_cr = False         # the last byte was a CR, which has ended its line: an LF now belongs to it
-        self._failure: Optional[APIError] = None
+        self.failure: Optional[APIError] = None  # what feed raises at its next call
 
     def feed(self, data: bytes) -> List[ServerSentEvent]:
         """Return the events that `data` completes.
@@ -618,8 +622,8 @@ class SSEDecoder:
         Raises APIResponseValidationError once a line or an event has grown beyond MAX_EVENT bytes: at the next call if
         this one has events to return, so that none is lost.
         """
-        if self._failure:
-            raise self._failure
+        if self.failure:
+            raise self.failure
         if self._after_cr and data:
             self._after_cr = False
             if data.startswith(b"\n"):
@@ -639,8 +643,8 @@ class SSEDecoder:
             self._line_size += len(data)
         if self._line_size + self._data_size > MAX_EVENT:
             self._give_up()
-        if self._failure and not events:
-            raise self._failure
+        if self.failure and not events:
+            raise self.failure
         return events
 
     def close(self) -> List[ServerSentEvent]:
@@ -694,7 +698,7 @@ class SSEDecoder:
         """A field that the specification says to ignore."""
 
     def _give_up(self) -> None:
-        self._failure = APIResponseValidationError(message="the server sent an event of more than %d bytes" % MAX_EVENT)
+        self.failure = APIResponseValidationError(message="the server sent an event of more than %d bytes" % MAX_EVENT)
         self._line, self._data = [], []
 
 
@@ -797,7 +801,8 @@ class _ChunkReader:
                     self._whole = []
             if self._whole is None:
                 self._read_events(self._decoder.feed(data), chunks)
-                self._decoder.feed(b"")  # raises what feed left for the next call
+                if self._decoder.failure:
+                    raise self._decoder.failure
             else:
                 self._whole.append(data)
                 self._whole_size += len(data)
@@ -903,7 +908,9 @@ class _ChunkReader:
         if choices.__class__ is not list:
             choices = [choices] if choices.__class__ is dict else []
         fields["choices"] = [self._choice(choice) for choice in choices if choice.__class__ is dict]
-        chunk = _wire(ChatCompletionChunk, fields)
+        if fields.get("usage").__class__ is dict:
+            fields["usage"] = _wire(CompletionUsage, fields["usage"])
+        chunk = _instance(ChatCompletionChunk, fields)
         if "error" in [choice.finish_reason for choice in chunk.choices]:
             if any(choice.index in self.streamed for choice in chunk.choices):
                 chunks.append(chunk)
@@ -928,8 +935,10 @@ class _ChunkReader:
             delta["tool_calls"] = [delta["tool_calls"]]
         if index not in self.streamed and any(value for key, value in delta.items() if key != "role"):
             self.streamed.add(index)
-        fields["delta"] = delta
-        return _wire(Choice, fields)
+        fields["delta"] = _wire(ChoiceDelta, delta)
+        if fields.get("logprobs").__class__ is dict:
+            fields["logprobs"] = _wire(ChoiceLogprobs, fields["logprobs"])
+        return _instance(Choice, fields)
 
     def _instead_of_delta(self, fields: Dict[str, Any], index: int) -> Dict[str, Any]:
         """A whole message, unless it repeats what deltas have said (MiniMax); or the text of a legacy completion."""
@@ -2286,9 +2295,9 @@ class _BaseStream:
 
     def _settled(self) -> bool:
         """There are chunks to hand out, or the answer is whole.  Raises what has ended it, after what came before."""
-        reader, finished = self._reader, self._accumulator.finished
         if self._ready:
             return True
+        reader, finished = self._reader, self._accumulator.finished
         if reader.done:
             self._finish("[DONE]")
         elif reader.error and not (finished and isinstance(reader.error, APIResponseValidationError)):
