@@ -38,6 +38,7 @@ import collections
 import copyreg
 import http.client
 import io
+import itertools
 import json
 import math
 import os
@@ -240,10 +241,20 @@ def _excerpt(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
+def _parse_int(digits: str) -> int:
+    """What newer Pythons refuse, too: converting takes quadratic time."""
+    if len(digits) > 4300:
+        raise ValueError("an integer of %d digits" % len(digits))
+    return int(digits)
+
+
+_json_decoder = json.JSONDecoder(parse_int=None if hasattr(sys, "set_int_max_str_digits") else _parse_int)
+
+
 def _parse_json(text: str) -> Any:
     """Raises ValueError for whatever is wrong with it."""
     try:
-        value = json.loads(text)
+        value = _json_decoder.decode(text)
     except RecursionError:
         raise ValueError("too deep") from None
     if _is_too_deep(value):
@@ -732,7 +743,7 @@ def encode_sse(data: str, event: Optional[str] = None, id: Optional[str] = None,
 # nowhere else.  No I/O.
 # ----------------------------------------------------------------------------------------------------------------------
 
-_raw_decode = json.JSONDecoder().raw_decode
+_raw_decode = _json_decoder.raw_decode
 _skip_blank = re.compile(r"[ \t\r\n]*").match
 _find_surrogate = re.compile(r"\\u[dD][89a-fA-F]").search
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # a byte order mark counts as blank
@@ -774,13 +785,14 @@ class _ChunkReader:
     found: the JSON object that came, where something else than "choices" is `wanted`
     """
 
-    def __init__(self, wanted: str = "choices") -> None:
+    def __init__(self, wanted: str = "choices", hide: Callable[[str], str] = str) -> None:
         self.done = False
         self.error: Optional[APIError] = None
         self.events = 0
         self.streamed: Set[int] = set()  # the choices of which a delta has brought something
         self.found: Dict[str, Any] = {}
         self._wanted = wanted
+        self._hide = hide  # what must not be shown, before a text is cut and no longer known
         self._decoder = _LenientDecoder()
         self._whole: Optional[List[bytes]] = None  # the body, where it is no event stream
         self._whole_size = 0
@@ -999,6 +1011,7 @@ class _ChunkReader:
         return APIError(words, body=body)
 
     def not_ours(self, text: str, reason: str = "") -> APIError:
+        text = self._hide(text)
         if text.startswith("<"):
             reason = "an HTML page: a proxy's or login page, or a base_url without /v1?"
         elif not reason:
@@ -1208,10 +1221,9 @@ class Accumulator:
                 isinstance(count, (int, float)) and count for count in usage.__dict__.values()):
             self._usage = usage
 
-    @property
-    def finished(self) -> bool:
-        """Every choice seen has its finish_reason."""
-        return bool(self._answers) and all(answer.finish_reason for answer in self._answers.values())
+    def finished(self, choices: int = 1) -> bool:
+        """At least so many choices were seen, and each has its finish_reason."""
+        return len(self._answers) >= choices and all(answer.finish_reason for answer in self._answers.values())
 
     @property
     def completion(self) -> ChatCompletion:
@@ -1452,7 +1464,7 @@ class _Call:
                 pass
 
     def add_secrets(self, *texts: str) -> None:
-        self.secrets.update(text for text in texts if len(text) > 5)  # hiding "demo" or "key" would only blur messages
+        self.secrets.update(text for text in texts if len(text) > 7)  # hiding "ollama" would only blur messages
 
     def hide(self, value: Any) -> Any:
         """A JSON value without the secrets."""
@@ -1615,7 +1627,7 @@ class _HTTPResponse(http.client.HTTPResponse):
 
         Raises an error only after all that came before it.
         """
-        while True:
+        for turn in itertools.count():
             error = self.framing.error or (self.inflater and self.inflater.error)
             if error:
                 raise error
@@ -1635,15 +1647,18 @@ class _HTTPResponse(http.client.HTTPResponse):
                     self.inflater.close()
             if data:
                 return data
+            if not wait and turn > 16 and not self.reader.ahead and not getattr(self.reader.sock, "pending", int)():
+                return None  # many bytes that come to nothing must not keep an event loop from other work
+        return b""  # never reached
 
-    def is_reusable(self) -> bool:
+    def is_reusable(self, age: float) -> bool:
         """The connection can carry another request: the body has ended, and there is nothing more to read.
 
-        The last bytes of a body, after [DONE], may be some microseconds behind: they get a moment.
+        The last bytes of a body, after [DONE], may be some microseconds behind: if it is so young they get a moment.
         """
         reader, framing = self.reader, self.framing
         try:
-            reader.sock.settimeout(0 if framing.ended else 0.05)
+            reader.sock.settimeout(0 if framing.ended else max(0.0, 0.1 - age))
             for _ in range(16):
                 data = reader.ahead or reader.sock.recv(4096)
                 reader.ahead = b""
@@ -1749,11 +1764,14 @@ class _Handler(urllib.request.BaseHandler):
             request.response.discard()  # a handler of the caller's asks again
         connection = self._claim(request)
         if connection is not None:
+            started = time.monotonic()
             try:
                 return self._exchange(connection, request)
             except (ConnectionError,) + _SSL_ERRORS:
                 # The server had closed it while it was idle, and so has seen no request: this is no failed attempt.
-                if (connection.response and connection.response.reader.received) or request.call.cancelled.is_set():
+                # But who answers with a byte, or dies only after a while, was at work on it.
+                if ((connection.response and connection.response.reader.received) or request.call.cancelled.is_set()
+                        or time.monotonic() - started > 1.0):
                     raise
         return self._exchange(_HTTPConnection(request, self._context() if request.type == "https" else None), request)
 
@@ -1804,7 +1822,8 @@ class _Handler(urllib.request.BaseHandler):
                 continue  # forked since: it is the parent's
             connection = response.connection
             last = connection.served
-            if (time.monotonic() - since < IDLE_SECONDS and response.is_reusable()
+            age = time.monotonic() - since
+            if (age < IDLE_SECONDS and response.is_reusable(age)
                     and (last.type, last.host, last.tunnel) == (request.type, request.host, request.tunnel)):
                 response.close()
                 return connection
@@ -1945,11 +1964,10 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA
 _contexts: Dict[Tuple[str, ...], Any] = {}
 
 
-def _tls_context() -> Any:
+def _tls_context(settings: Tuple[str, ...]) -> Any:
     """A context that verifies certificates, made once per process and setting: that takes up to 20 ms."""
     if ssl is None:
         raise OpenAIError("this Python has no ssl module: only http: URLs work")
-    settings = tuple(os.environ.get(name, "") for name in _CA_VARIABLES)
     if settings not in _contexts:
         _contexts[settings] = _make_tls_context(*settings)
     return _contexts[settings]
@@ -2047,6 +2065,7 @@ def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusEr
         body, words = _server_error(_parse_json(text))
     except ValueError:
         body, words = text, text
+    words = call.hide(words)
     if words.startswith("<"):
         title = re.search("(?is)<title>(.*?)</title>", words)
         words = "an HTML page" + (": " + title.group(1) if title else "")
@@ -2086,7 +2105,8 @@ class _Transport:
     """One opener, with the connections that it keeps between requests."""
 
     def __init__(self, ssl_context: Any, handlers: Sequence[urllib.request.BaseHandler]) -> None:
-        self._handler = _Handler((lambda: ssl_context) if ssl_context else _tls_context)
+        settings = tuple(os.environ.get(name, "") for name in _CA_VARIABLES)
+        self._handler = _Handler(lambda: ssl_context or _tls_context(settings))
         self.release = self._handler.release
         self._opener = urllib.request.OpenerDirector()
         mine: List[urllib.request.BaseHandler] = [self._handler, urllib.request.HTTPErrorProcessor()]
@@ -2172,7 +2192,7 @@ class _Attempts:
             seconds = error.retry_after
         else:
             import random
-            seconds = min(0.5 * 2 ** (self.made - 1), 8.0) * (1 - 0.25 * random.random())
+            seconds = min(0.5 * 2 ** min(self.made - 1, 10), 8.0) * (1 - 0.25 * random.random())
         self._retries_left -= 1
         if (self.closed or self.call.cancelled.is_set() or self._retries_left < 0 or not _is_transient(error)
                 or seconds > MAX_RETRY_AFTER or time.monotonic() + seconds >= self.call.deadline):
@@ -2197,7 +2217,8 @@ class _BaseStream:
     """What both kinds of streams are: everything but the waiting."""
 
     def __init__(self, transport: _Transport, attempts: _Attempts, request: Request,
-                 send: Callable[[Any], _HTTPResponse], key: Callable[[], Any], wanted: str = "choices") -> None:
+                 send: Callable[[Any], _HTTPResponse], key: Callable[[], Any], wanted: str = "choices",
+                 choices: int = 1) -> None:
         self.response: Optional[Response] = None  # status_code, headers, request_id
         self._transport = transport
         self._attempts = attempts
@@ -2206,6 +2227,7 @@ class _BaseStream:
         self._send = send
         self._key = key
         self._wanted = wanted
+        self._choices = choices
         self._lock = threading.Lock()  # held by a thread that reads; who holds it closes
         self._http: Optional[_HTTPResponse] = None
         self._reader = _ChunkReader()
@@ -2253,7 +2275,7 @@ class _BaseStream:
             raise self._failure or _translate(OSError(), self._call, self._request.url)
         self._attempts.made += 1
         self.response = None
-        self._reader = _ChunkReader(self._wanted)
+        self._reader = _ChunkReader(self._wanted, self._call.hide)
         self._accumulator = Accumulator()
         self._fault, self._body_over = None, False
         self._http = self._send(key)
@@ -2265,7 +2287,7 @@ class _BaseStream:
         """Comments, blank lines and single bytes are no event: they do not start the clock again.  Behind a whole
         answer only more of it does."""
         self._call.start(self._call.read)
-        if self._latest is not None and self._accumulator.finished:
+        if self._latest is not None and self._accumulator.finished(self._choices):
             if any(value for choice in self._latest.choices for key, value in choice.delta.__dict__.items()
                    if key != "role") or not self._patience_ends:
                 self._patience_ends = time.monotonic() + PATIENCE
@@ -2297,7 +2319,7 @@ class _BaseStream:
         """There are chunks to hand out, or the answer is whole.  Raises what has ended it, after what came before."""
         if self._ready:
             return True
-        reader, finished = self._reader, self._accumulator.finished
+        reader, finished = self._reader, self._accumulator.finished(self._choices)
         if reader.done:
             self._finish("[DONE]")
         elif reader.error and not (finished and isinstance(reader.error, APIResponseValidationError)):
@@ -2428,6 +2450,8 @@ class Stream(_BaseStream):
 
     def _attempt(self, read: bool = True) -> None:
         with self._lock:
+            if self._ready or self._over:
+                return
             try:
                 if self._http is None:
                     self._connect(self._key())
@@ -2461,8 +2485,10 @@ def _encode_error(error: APIError) -> bytes:
         words = "the connection to the model's server was lost"
     elif isinstance(error, APIResponseValidationError):
         words = "the model's server sent something else than an answer"
+    elif isinstance(error.body, dict):
+        words = _excerpt(_server_error(error.body)[1], 1000)
     else:
-        words = _server_error(error.body)[1]
+        words = "the model's server refused"
     fields = {"message": words, "type": error.type or type(error).__name__, "code": error.code}
     return encode_sse(_dump_json({"error": fields}), event="error")
 
@@ -2494,10 +2520,28 @@ _NOT_OFFERED = {
 }
 
 
-def _not_offered(owner: object, name: str) -> Any:
-    """The __getattr__ of what the SDK has more of."""
-    raise AttributeError("%s has no %r%s" % (
-        type(owner).__name__, name, ": " + _NOT_OFFERED[name] if name in _NOT_OFFERED else ""))
+class _HasParts:
+    """What has `parts` makes them anew at each access, lest cycles keep clients alive; an assignment replaces one."""
+
+    __slots__ = ()
+    _parts: Dict[str, Any] = {}
+    _client: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._parts:
+            return self._parts[name](self._client)
+        raise AttributeError("%s has no %r: %s" % (
+            type(self).__name__, name, _NOT_OFFERED.get(name, "only chat completions and models are offered here")))
+
+
+class _Part(_HasParts):
+    """A part of a client's interface; what people patch in it is kept by the client."""
+
+    __slots__ = ("_client", "__dict__")
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.__dict__ = client.__dict__.setdefault("_patches", {}).setdefault(type(self).__name__, {})
 
 
 def AzureOpenAI(*args: Any, **kwargs: Any) -> NoReturn:
@@ -2596,7 +2640,7 @@ _AnyStream = TypeVar("_AnyStream", bound=_BaseStream)
 _AnyClient = TypeVar("_AnyClient", bound="_BaseClient")
 
 
-class _BaseClient:
+class _BaseClient(_HasParts):
     """What both clients are: settings, and the streams made from them."""
 
     def __init__(self, *, api_key: Any = None, organization: Optional[str] = None, project: Optional[str] = None,
@@ -2623,7 +2667,7 @@ class _BaseClient:
             "Accept": "text/event-stream, application/json", "Accept-Encoding": "identity", "User-Agent": _user_agent(),
             "OpenAI-Organization": self.organization or None, "OpenAI-Project": self.project or None})
         _merge_headers(self._headers, default_headers or {})
-        if not isinstance(max_retries, int) or max_retries < 0:
+        if not isinstance(max_retries, (int, float)) or not max_retries >= 0:
             raise OpenAIError("max_retries must be a number from 0, not %r" % (max_retries,))
         if deadline is not None and not _is_positive(deadline):
             raise OpenAIError("deadline must be seconds, or None, not %r" % (deadline,))
@@ -2675,7 +2719,7 @@ class _BaseClient:
         call = _Call(self.timeout if isinstance(timeout, NotGiven) else timeout, self.deadline)
         for name, value in [(name, value) for name, (_, value) in headers.items()] + urllib.parse.parse_qsl(query):
             if re.search("auth|key|token|secret|cookie", name.lower()):
-                call.add_secrets(urllib.parse.quote(value), *value.split(" "))
+                call.add_secrets(urllib.parse.quote(value), value.split(" ")[-1])
 
         def send(key: Any) -> _HTTPResponse:
             if bearer and _check_key(key):
@@ -2686,7 +2730,8 @@ class _BaseClient:
             return self._transport.open(call, method, url, dict(headers.values()), data)
 
         return kind(self._transport, _Attempts(call, self.max_retries), Request(method, _bare(url)), send,
-                    self.api_key if callable(self.api_key) else lambda: self.api_key, wanted)
+                    self.api_key if callable(self.api_key) else lambda: self.api_key, wanted,
+                    body["n"] if body and isinstance(body.get("n"), int) else 1)
 
     def _warn_of_plain_http(self) -> None:
         parts = urllib.parse.urlsplit(self.base_url)
@@ -2699,25 +2744,13 @@ class _BaseClient:
     def __repr__(self) -> str:
         return "%s(base_url=%r)" % (type(self).__name__, self.base_url)
 
-    __getattr__ = _not_offered
+    @property
+    def _client(self) -> Any:
+        return self
 
 
-class _Completions:
-    """Made anew at each access, lest a cycle keeps the client alive; but what people patch in it stays."""
-
-    __slots__ = ("_client", "__dict__")
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self.__dict__ = client.__dict__.setdefault("_patches", {})
-
-    __getattr__ = _not_offered
-
-
-class Completions(_Completions):
+class Completions(_Part):
     """`client.chat.completions`"""
-
-    _client: "OpenAI"
 
     @overload
     def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]", **fields: Any) -> Stream: ...
@@ -2741,7 +2774,7 @@ class Completions(_Completions):
         Source: https://platform.openai.com/docs/api-reference/chat/create
         """
         body = _completion_body(messages, model, stream, extra_body, fields)
-        result = self._client._request(
+        result: Stream = self._client._request(
             Stream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return result.collect()
@@ -2749,18 +2782,15 @@ class Completions(_Completions):
         return result
 
 
-class Chat:
+class Chat(_Part):
     """`client.chat`"""
 
-    def __init__(self, client: "OpenAI") -> None:
-        self.completions = Completions(client)
+    _parts = {"completions": Completions}
+    completions: Completions
 
 
-class Models:
+class Models(_Part):
     """`client.models`"""
-
-    def __init__(self, client: "OpenAI") -> None:
-        self._client = client
 
     def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
@@ -2786,13 +2816,9 @@ class OpenAI(_BaseClient):
     Raises OpenAIError for settings that cannot work.
     """
 
-    @property
-    def chat(self) -> Chat:
-        return Chat(self)
-
-    @property
-    def models(self) -> Models:
-        return Models(self)
+    _parts = {"chat": Chat, "models": Models}
+    chat: Chat
+    models: Models
 
     def close(self) -> None:
         """Close the connections that are kept for later."""
@@ -2853,11 +2879,10 @@ async def _in_thread(call: _Call, function: Callable[..., Any], *args: Any) -> A
     import asyncio
     loop = asyncio.get_event_loop()
     future = loop.create_future()
-    busy = [True]
+    freed = threading.Lock()
 
     def free() -> None:
-        while busy:
-            busy.pop()
+        if freed.acquire(False):  # once
             _workers.free()
 
     def job(error: Optional[BaseException] = None) -> None:
@@ -2971,7 +2996,11 @@ class AsyncStream(_BaseStream):
             if self._http is None:
                 key = self._key()
                 if hasattr(key, "__await__"):
-                    key = await key
+                    left = self._call.deadline - time.monotonic()
+                    try:
+                        key = await asyncio.wait_for(key, None if left == math.inf else left)
+                    except asyncio.TimeoutError as error:
+                        raise APITimeoutError(message="the deadline passed while api_key was asked") from error
                 await _in_thread(self._call, self._connect, key)
             if read:
                 self._start_wait()
@@ -3008,6 +3037,8 @@ class AsyncStream(_BaseStream):
 
     async def _wait(self, until: float, descriptor: int = -1) -> None:
         """Until then, on the clock of time.monotonic(); or until `descriptor` has something to read; or `close`."""
+        if self._waiter is not None and not self._waiter.done():
+            raise RuntimeError("another task reads this stream already")
         waiter = self._waiter = self._loop.create_future()
         timer = None
         try:
@@ -3019,6 +3050,7 @@ class AsyncStream(_BaseStream):
             await waiter
         finally:
             self._unwatch()
+            waiter.cancel()
             if timer is not None:
                 timer.cancel()
 
@@ -3065,10 +3097,8 @@ class AsyncStream(_BaseStream):
             self._task = None
 
 
-class AsyncCompletions(_Completions):
+class AsyncCompletions(_Part):
     """`client.chat.completions`"""
-
-    _client: "AsyncOpenAI"
 
     @overload
     async def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]",
@@ -3083,7 +3113,7 @@ class AsyncCompletions(_Completions):
                      timeout: Any = NOT_GIVEN, **fields: Any) -> Union[AsyncStream, ChatCompletion]:
         """As `Completions.create`; with stream=True it returns an `AsyncStream`."""
         body = _completion_body(messages, model, stream, extra_body, fields)
-        result = self._client._request(
+        result: AsyncStream = self._client._request(
             AsyncStream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return await result.collect()
@@ -3091,18 +3121,15 @@ class AsyncCompletions(_Completions):
         return result
 
 
-class AsyncChat:
+class AsyncChat(_Part):
     """`client.chat`"""
 
-    def __init__(self, client: "AsyncOpenAI") -> None:
-        self.completions = AsyncCompletions(client)
+    _parts = {"completions": AsyncCompletions}
+    completions: AsyncCompletions
 
 
-class AsyncModels:
+class AsyncModels(_Part):
     """`client.models`"""
-
-    def __init__(self, client: "AsyncOpenAI") -> None:
-        self._client = client
 
     async def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
@@ -3115,13 +3142,9 @@ class AsyncModels:
 class AsyncOpenAI(_BaseClient):
     """`OpenAI` with `await`; `api_key` may be a coroutine function, too."""
 
-    @property
-    def chat(self) -> AsyncChat:
-        return AsyncChat(self)
-
-    @property
-    def models(self) -> AsyncModels:
-        return AsyncModels(self)
+    _parts = {"chat": AsyncChat, "models": AsyncModels}
+    chat: AsyncChat
+    models: AsyncModels
 
     async def close(self) -> None:
         """Close the connections that are kept for later."""
@@ -3421,9 +3444,10 @@ def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--retries", type=int, default=DEFAULT_MAX_RETRIES)
     parser.add_argument("--version", action="version", version="streamlite " + __version__)
     args, more = parser.parse_known_args(argv)
-    unknown = [word.split("=")[0] for word in more if word.startswith("-")]
+    unknown = [word.split("=")[0] for word in more if word.startswith("-") and word != "-"]
     if unknown:  # without their values: it might be a key
-        parser.error("unrecognized: %s; see --help" % " ".join(word for word in unknown if re.match("-[a-z-]+$", word)))
+        names = [word for word in unknown if re.match("-[A-Za-z-]+$", word)]
+        parser.error("unrecognized: %s; see --help" % " ".join(names))
     args.prompt += more  # words behind an option
     args.fields = {}
     for option in args.options:
