@@ -81,14 +81,11 @@ PATIENCE = 5.0                  # seconds that an error's body, or the end of a 
 MAX_RETRY_AFTER = 120.0         # a server that asks for more than these seconds gets no retry
 
 
-def _log(level: int, message: str, *values: object) -> None:
+def _log(level: str, message: str, *values: object) -> None:
     """Log to the "streamlite" logger: nobody listens who has not imported logging, and importing it is not free."""
     logging = sys.modules.get("logging")
     if logging is not None:
-        logging.getLogger("streamlite").log(level, message, *values)
-
-
-_DEBUG, _INFO = 10, 20
+        getattr(logging.getLogger("streamlite"), level)(message, *values)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -831,12 +828,10 @@ class _ChunkReader:
             if self._whole is not None:
                 self._read_whole(b"".join(self._whole).decode("utf-8-sig", "replace").strip(), chunks)
             elif not self.done:
-                try:
-                    self._read_events(self._decoder.close(), chunks)
-                except APIResponseValidationError:
-                    pass  # half an event: the end will be judged without it
+                self._read_events(self._decoder.close(), chunks)
         except APIError as error:
-            self.error = error
+            if self._whole is not None or not isinstance(error, APIResponseValidationError):
+                self.error = error  # else half an event: the end will be judged without it
         return chunks + self._release_held()
 
     def verdict(self) -> Optional[APIError]:
@@ -970,16 +965,17 @@ class _ChunkReader:
         """Let a high surrogate at the end of a text that is joined wait for the next one in the same place: servers
         that cut between UTF-16 units send an emoji as two halves."""
         if value.__class__ is str:
-            if path and all(key.__class__ is int or key in _JOINED for key in path):
+            if path:
                 value = self._held.pop(path, "") + value
                 if "\ud800" <= value[-1:] <= "\udbff":
                     self._held[path] = value[-1]
                     value = value[:-1]
             return _well_formed(value)
         if value.__class__ is dict:
-            return {key: self._mend(item, path and path + (key,)) for key, item in value.items()}
+            return {key: self._mend(item, path + (key,) if path and key in _JOINED else None)
+                    for key, item in value.items()}
         if value.__class__ is list:
-            return [self._mend(item, path and item.__class__ is dict and path + (_slot_index(item, i),) or None)
+            return [self._mend(item, path + (_slot_index(item, i),) if path and item.__class__ is dict else None)
                     for i, item in enumerate(value)]
         return value
 
@@ -1279,14 +1275,15 @@ class _Framing:
 class _ChunkedFraming(_Framing):
     """The chunked coding: CRLF and hexadecimal digits only; extensions and trailers are skipped."""
 
-    _size = re.compile(rb"0{0,16}([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
-    _size_start = re.compile(rb"[0-9a-fA-F]{1,31}([ \t;\r]|$)")
+    # The CRLF that ends a chunk is read with the next one's size.
+    _size = re.compile(rb"\r\n0{0,16}([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+    _size_start = re.compile(rb"\r(\n([0-9a-fA-F]{1,31}([ \t;\r]|\Z)|\Z)|\Z)")
 
     def __init__(self) -> None:
         super().__init__(0)
         self.ended = False
-        self._rest = b""         # a size line or trailer that has not ended
-        self._left = 0           # bytes of the chunk still to come, its CRLF included
+        self._rest = b"\r\n"     # a size line or trailer that has not ended; at first, as if a chunk had come before
+        self._left = 0           # bytes of the chunk still to come
         self._in_trailer = False
         self._trailer_size = 0
 
@@ -1296,39 +1293,27 @@ class _ChunkedFraming(_Framing):
         pieces = []
         at, end = 0, len(data)
         while at < end and not self.ended and not self.error:
-            if self._left > 2:
-                piece = data[at:at + self._left - 2]
-                pieces.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-            elif self._left:
-                if data[at:at + 1] != b"\r\n"[2 - self._left:3 - self._left]:
-                    self.error = _BodyError("a chunk of the reply is longer than it says")
-                self._left -= 1
-                at += 1
-            elif self._in_trailer:
+            if self._in_trailer:
                 at = self._trailer(data, at)
-            else:
+                continue
+            if not self._left:
                 size = self._size.match(data, at)
-                if size:
-                    at = size.end()
-                    length = int(size.group(1), 16)
-                    if data[at + length:at + length + 2] == b"\r\n" and length:  # all of the chunk is there
-                        pieces.append(data[at:at + length])
-                        at += length + 2
-                    elif length:
-                        self._left = length + 2
-                    else:
-                        self._in_trailer = True
-                else:
+                if not size:
                     self._incomplete(data[at:])
                     at = end
+                    break
+                at, self._left = size.end(), int(size.group(1), 16)
+                self._in_trailer = not self._left
+            piece = data[at:at + self._left]
+            pieces.append(piece)
+            at += len(piece)
+            self._left -= len(piece)
         self.dirty = self.dirty or at < end
         return b"".join(pieces)
 
     def _incomplete(self, line: bytes) -> None:
-        if b"\n" in line or len(line) > MAX_CHUNK_LINE or not self._size_start.match(line):
-            self.error = _BodyError("a chunk of the reply has no valid size: %r" % line[:40])
+        if b"\n" in line[2:] or len(line) > MAX_CHUNK_LINE or not self._size_start.match(line):
+            self.error = _BodyError("a chunk of the reply has no valid size: %r" % line.lstrip()[:40])
         self._rest = line
 
     def _trailer(self, data: bytes, at: int) -> int:
@@ -1424,7 +1409,7 @@ class _Call:
         self.secrets: Set[str] = set()  # what no error may show, though a server repeats it
         self.cancelled = threading.Event()
         self.on_sent: Callable[[], Any] = lambda: None  # called when the wait for the answer begins
-        self._sock: Any = None
+        self.sock: Any = None
         self._pid = os.getpid()
 
     def start(self, seconds: float) -> None:
@@ -1447,16 +1432,13 @@ class _Call:
         return left if left < 1e6 else None  # what is far away need not fit the platform's time_t
 
     def attach(self, sock: Any) -> None:
-        self._sock = sock
-        self.left()
-
-    def detach(self) -> None:
-        self._sock = None
+        self.sock = sock
+        sock.settimeout(self.left())
 
     def cancel(self) -> None:
         """End the call at once: `shutdown` wakes a thread that waits on the socket, which `close` does not."""
         self.cancelled.set()
-        sock = self._sock
+        sock = self.sock
         if sock is not None and self._pid == os.getpid():  # after a fork the connection is the parent's
             try:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket.shutdown would not spare the reader
@@ -1523,7 +1505,7 @@ class _Request(urllib.request.Request):
     def tunnel(self) -> str:
         """host:port that a proxy is asked to connect to."""
         host = getattr(self, "_tunnel_host", None) or ""  # where urllib's set_proxy puts it
-        return host if not host or _port(host) else host + ":443"
+        return host if not host or urllib.parse.urlsplit("//" + host).port else host + ":443"
 
 
 class _Reader:
@@ -1717,7 +1699,6 @@ class _HTTPConnection(http.client.HTTPConnection):
             host = urllib.parse.urlsplit(request.full_url).hostname
             self.sock = self._context.wrap_socket(self.sock, server_hostname=host, do_handshake_on_connect=False)
             call.attach(self.sock)
-            self.sock.settimeout(call.left())
             self.sock.do_handshake()
         call.connecting = False
 
@@ -1791,7 +1772,6 @@ class _Handler(urllib.request.BaseHandler):
                 connection.connect()
             call.start_answer()
             call.attach(connection.sock)
-            connection.sock.settimeout(call.left())
             try:
                 connection.request(request.get_method(), request.selector, request.data, headers)
             except OSError as error:  # a server that refuses may answer before it has read everything (413, 401)
@@ -1813,11 +1793,11 @@ class _Handler(urllib.request.BaseHandler):
 
     def _claim(self, request: _Request) -> Optional[_HTTPConnection]:
         """An idle connection that can carry the request."""
-        while self._idle:
+        while True:
             try:
                 since, pid, response = self._idle.pop()
             except IndexError:
-                break
+                return None
             if pid != os.getpid():
                 continue  # forked since: it is the parent's
             connection = response.connection
@@ -1828,12 +1808,11 @@ class _Handler(urllib.request.BaseHandler):
                 response.close()
                 return connection
             response.discard()
-        return None
 
     def release(self, response: _HTTPResponse, whole: bool) -> None:
         """The caller is done with the response.  If it was read to what it says is its end, keep the connection; it is
         looked at when it is next wanted."""
-        response.reader.call.detach()
+        response.reader.call.sock = None
         if not whole or response.will_close or response.connection.sock is None:
             response.discard()
             return
@@ -1850,7 +1829,7 @@ class _Handler(urllib.request.BaseHandler):
         url = _location(response, request.full_url)
         if request.redirects >= 5 or not url or _origin(url) != _origin(request.full_url):
             return response
-        _log(_DEBUG, "%d: redirected to %s", code, _bare(url))
+        _log("debug", "%d: redirected to %s", code, _bare(url))
         _read_error_body(response, request.call)
         self.release(response, response.framing.ended)
         again = _Request(request.call, request.get_method(), url, request.own_headers, request.data,
@@ -1892,15 +1871,9 @@ class _ProxyHandler(urllib.request.ProxyHandler):
         request.set_proxy(request.call.proxy, "http")
 
 
-def _port(netloc: str) -> str:
-    """The port in "host:port", if it is there."""
-    found = re.search(":([0-9]+)$", netloc)
-    return found.group(1) if found else ""
-
-
 def _bypasses_proxy(netloc: str, proxies: Dict[str, str]) -> bool:
     """NO_PROXY may hold names and ports, as urllib knows them, and networks (10.0.0.0/8)."""
-    host = (netloc[:-len(_port(netloc)) - 1] if _port(netloc) else netloc).strip("[]").lower()
+    host = urllib.parse.urlsplit("//" + netloc).hostname or ""
     if _is_loopback(host):
         return True
     if "no" not in proxies:
@@ -1919,21 +1892,12 @@ def _bypasses_proxy(netloc: str, proxies: Dict[str, str]) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    for family, loopback in ((socket.AF_INET, b"\x7f"), (socket.AF_INET6, b"\0" * 15 + b"\x01")):
-        try:
-            return socket.inet_pton(family, host).startswith(loopback)
-        except OSError:
-            pass
-    return False
+    return bool(re.match(r"(127(\.[0-9]{1,3}){3}|::1|(.*\.)?localhost)\Z", host))
 
 
-def _origin(url: str) -> Tuple[str, str, str]:
+def _origin(url: str) -> Tuple[str, Optional[str], int, Optional[str]]:
     parts = urllib.parse.urlsplit(url)
-    host = parts.netloc.lower()  # a user name, too, makes it another
-    return parts.scheme, host[:-len(_port(host)) - 1] if _port(host) else host, _port(host) or (
-        "443" if parts.scheme == "https" else "80")
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), parts.username
 
 
 def _location(response: Any, url: str) -> str:
@@ -1941,7 +1905,7 @@ def _location(response: Any, url: str) -> str:
     location = response.headers.get("location")
     try:
         target = urllib.parse.urljoin(url, location) if location else ""
-        urllib.parse.urlsplit(target)
+        _origin(target)
         return target
     except ValueError:
         return ""
@@ -2129,7 +2093,7 @@ class _Transport:
         except _FAULTS as fault:
             raise _translate(fault, call, url) from fault
         finally:
-            _log(_DEBUG, "%s %s: %.3f s", method, _bare(url), call.elapsed)
+            _log("debug", "%s %s: %.3f s", method, _bare(url), call.elapsed)
 
     def close(self) -> None:
         self._handler.close_idle()
@@ -2198,7 +2162,7 @@ class _Attempts:
                 or seconds > MAX_RETRY_AFTER or time.monotonic() + seconds >= self.call.deadline):
             self.closed = True
             raise error
-        _log(_INFO, "attempt %d failed, the next is in %.2f s: %s", self.made, seconds, error)
+        _log("info", "attempt %d failed, the next is in %.2f s: %s", self.made, seconds, error)
         return seconds
 
     def run(self, attempt: Callable[[], _T]) -> _T:
@@ -2339,13 +2303,11 @@ class _BaseStream:
     def _finish(self, why: str) -> None:
         self._over = True
         self._end(why)
-        if self._http is not None:
-            self._transport.release(self._http, self._fault is None)
-            self._http = None
+        self._let_go(self._fault is None)
 
     def _fail(self, error: APIError) -> None:
         """Complete an error that ends an attempt."""
-        self._drop()
+        self._let_go()
         self._end(type(error).__name__)
         self._call.hide_in(error)
         self._failure = error
@@ -2360,13 +2322,12 @@ class _BaseStream:
 
     def _end(self, why: str) -> None:
         self._ended_at = time.monotonic()
-        _log(_DEBUG, "stream from %s: %d events, %.3f s, ended by %s", _bare(self._request.url), self._reader.events,
+        _log("debug", "stream from %s: %d events, %.3f s, ended by %s", _bare(self._request.url), self._reader.events,
              self._call.elapsed, why)
 
-    def _drop(self) -> None:
+    def _let_go(self, whole: bool = False) -> None:
         if self._http is not None:
-            self._call.detach()
-            self._http.discard()
+            self._transport.release(self._http, whole)
             self._http = None
 
     def _cut(self) -> None:
@@ -2375,7 +2336,7 @@ class _BaseStream:
             self._call.cancel()
             if self._lock.acquire(False):
                 try:
-                    self._drop()
+                    self._let_go()
                 finally:
                     self._lock.release()
 
@@ -2383,7 +2344,17 @@ class _BaseStream:
         self._cut()
 
 
-class Stream(_BaseStream):
+class _Closing:
+    """`with` closes it."""
+
+    def __enter__(self: _T) -> _T:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.close()  # type: ignore[attr-defined]
+
+
+class Stream(_BaseStream, _Closing):
     """The chunks of one reply, as they come; `with` ends the connection, and so the server's work, when you leave.
 
         for chunk in stream: ...          # ChatCompletionChunk; `break` and iterate again to go on
@@ -2402,7 +2373,7 @@ class Stream(_BaseStream):
                 yield self._take()
             if self._over:
                 return
-            self._attempts.run(self._advance)
+            self._attempts.run(self._attempt)
 
     def __next__(self) -> ChatCompletionChunk:
         for chunk in self:
@@ -2442,13 +2413,8 @@ class Stream(_BaseStream):
         """End the connection at once, from any thread: a read or a wait in another one ends with APIConnectionError."""
         self._cut()
 
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._cut()
-
     def _attempt(self, read: bool = True) -> None:
+        """Open the stream, if need be, and read until there are chunks to hand out, or the answer is whole."""
         with self._lock:
             if self._ready or self._over:
                 return
@@ -2462,13 +2428,6 @@ class Stream(_BaseStream):
             except APIError as error:
                 self._fail(error)
                 raise
-
-    def _open(self) -> None:
-        self._attempt(read=False)
-
-    def _advance(self) -> None:
-        """Read until there are chunks to hand out, or the answer is whole."""
-        self._attempt()
 
     def _drain(self) -> None:
         """Read to the end; nobody sees anything before."""
@@ -2778,7 +2737,7 @@ class Completions(_Part):
             Stream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return result.collect()
-        result._attempts.run(result._open)
+        result._attempts.run(lambda: result._attempt(read=False))
         return result
 
 
@@ -2800,7 +2759,7 @@ class Models(_Part):
         return _wire(ModelPage, stream._reader.found)
 
 
-class OpenAI(_BaseClient):
+class OpenAI(_BaseClient, _Closing):
     """The SDK's client for chat completions; it can be shared between threads.
 
     api_key:         OPENAI_API_KEY if None; a function is asked at every attempt.  Servers that need none get none
@@ -2823,12 +2782,6 @@ class OpenAI(_BaseClient):
     def close(self) -> None:
         """Close the connections that are kept for later."""
         self._transport.close()
-
-    def __enter__(self) -> "OpenAI":
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2918,7 +2871,17 @@ def _settle(future: Any, result: Any = None, failure: Optional[BaseException] = 
             future.set_result(result)
 
 
-class AsyncStream(_BaseStream):
+class _AsyncClosing:
+    """`async with` closes it."""
+
+    async def __aenter__(self: _T) -> _T:
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self.close()  # type: ignore[attr-defined]
+
+
+class AsyncStream(_BaseStream, _AsyncClosing):
     """`Stream` with `async for`, `async with` and `await`; cancelling the task that uses it ends the connection."""
 
     _loop: Any = None
@@ -2970,12 +2933,6 @@ class AsyncStream(_BaseStream):
 
     aclose = close
 
-    async def __aenter__(self) -> "AsyncStream":
-        return self
-
-    async def __aexit__(self, *exc_info: Any) -> None:
-        self._cut()
-
     async def _run(self, attempt: Callable[[], Any]) -> None:
         """What _Attempts.run does; and cancelling it cuts the connection."""
         import asyncio
@@ -3014,9 +2971,6 @@ class AsyncStream(_BaseStream):
         except APIError as error:
             self._fail(error)
             raise
-
-    async def _open(self) -> None:
-        await self._attempt(read=False)
 
     async def _drain(self) -> None:
         while not self._over:
@@ -3117,7 +3071,7 @@ class AsyncCompletions(_Part):
             AsyncStream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return await result.collect()
-        await result._run(result._open)
+        await result._run(lambda: result._attempt(read=False))
         return result
 
 
@@ -3139,7 +3093,7 @@ class AsyncModels(_Part):
         return _wire(ModelPage, stream._reader.found)
 
 
-class AsyncOpenAI(_BaseClient):
+class AsyncOpenAI(_BaseClient, _AsyncClosing):
     """`OpenAI` with `await`; `api_key` may be a coroutine function, too."""
 
     _parts = {"chat": AsyncChat, "models": AsyncModels}
@@ -3148,12 +3102,6 @@ class AsyncOpenAI(_BaseClient):
 
     async def close(self) -> None:
         """Close the connections that are kept for later."""
-        self._transport.close()
-
-    async def __aenter__(self) -> "AsyncOpenAI":
-        return self
-
-    async def __aexit__(self, *exc_info: Any) -> None:
         self._transport.close()
 
 
@@ -3168,7 +3116,7 @@ Client, AsyncClient = OpenAI, AsyncOpenAI  # the SDK has both names
 # Demo server
 # ----------------------------------------------------------------------------------------------------------------------
 
-class DemoServer:
+class DemoServer(_Closing):
     """A small OpenAI-compatible server on 127.0.0.1: to try this file without key and network, and to test programs.
 
         with DemoServer() as server:
@@ -3200,7 +3148,7 @@ class DemoServer:
                 connections.discard(work)
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                _log(_DEBUG, "demo server: %s", sys.exc_info()[1])
+                _log("debug", "demo server: %s", sys.exc_info()[1])
 
         connections = self._connections = set()  # type: Set[Tuple[threading.Thread, socket.socket]]
         self.delay = delay
@@ -3224,12 +3172,6 @@ class DemoServer:
             except OSError:
                 pass
             thread.join(1.0)
-
-    def __enter__(self) -> "DemoServer":
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self.close()
 
 
 def _demo_reply(request: Dict[str, Any]) -> Tuple[List[Dict[str, Any]], str]:
@@ -3342,7 +3284,7 @@ def _demo_handler(demo: DemoServer) -> Any:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            _log(_DEBUG, "demo server: " + format, *args)
+            _log("debug", "demo server: " + format, *args)
 
     return Handler
 
@@ -3506,16 +3448,13 @@ class _Command:
         finally:
             timer.cancel()
 
-    def model(self) -> str:
-        if not self.args.model:
-            self.args.model = DEFAULT_MODEL
-            if self.client.base_url != DEFAULT_BASE_URL:
-                names = [model.id for model in self.client.models.list()]
-                if len(names) != 1:
-                    self.args.model = None
-                    raise OpenAIError("name a model with -m; the server has: " + (", ".join(names) or "none"))
-                self.args.model = names[0]
-        return cast(str, self.args.model)
+    def find_model(self) -> str:
+        if self.client.base_url == DEFAULT_BASE_URL:
+            return DEFAULT_MODEL
+        names = [model.id for model in self.client.models.list()]
+        if len(names) != 1:
+            raise OpenAIError("name a model with -m; the server has: " + (", ".join(names) or "none"))
+        return names[0]
 
     def ask(self, messages: List[Any]) -> int:
         """Stream the answer to `messages` onto the screen and into `completion`."""
@@ -3528,7 +3467,8 @@ class _Command:
         fields.update(self.args.fields)
         try:
             self.console.wait(True)
-            fields.setdefault("model", self.args.model or self.model())
+            self.args.model = self.args.model or self.find_model()
+            fields.setdefault("model", self.args.model)
             try:
                 self.answer(fields)
             except (BadRequestError, UnprocessableEntityError) as error:
