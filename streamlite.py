@@ -63,6 +63,16 @@ if TYPE_CHECKING:
     from typing import Literal
 
 __version__ = "1.0"
+__all__ = [
+    "OpenAI", "AsyncOpenAI", "Client", "AsyncClient", "Stream", "AsyncStream", "NOT_GIVEN", "NotGiven", "Omit", "omit",
+    "not_given", "OpenAIError", "APIError", "APIConnectionError", "APITimeoutError", "APIStatusError",
+    "APIResponseValidationError", "BadRequestError", "AuthenticationError", "PermissionDeniedError", "NotFoundError",
+    "ConflictError", "UnprocessableEntityError", "RateLimitError", "InternalServerError", "Request", "Response",
+    "ServerSentEvent", "SSEDecoder", "encode_sse", "Accumulator", "DemoServer", "ChatCompletionChunk", "Choice",
+    "ChoiceDelta", "ChoiceDeltaToolCall", "ChoiceDeltaToolCallFunction", "ChatCompletion", "CompletionChoice",
+    "ChatCompletionMessage", "ChatCompletionMessageToolCall", "Function", "FunctionCall", "ChatCompletionAudio",
+    "ChoiceLogprobs", "ChatCompletionTokenLogprob", "TopLogprob", "CompletionUsage", "PromptTokensDetails",
+    "CompletionTokensDetails", "Model", "ModelPage", "main"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = (5.0, 600.0)  # seconds to connect, and to wait for the next event: the SDK's
