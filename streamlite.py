@@ -38,7 +38,6 @@ import collections
 import copyreg
 import http.client
 import io
-import itertools
 import json
 import math
 import os
@@ -1619,7 +1618,8 @@ class _HTTPResponse(http.client.HTTPResponse):
 
         Raises an error only after all that came before it.
         """
-        for turn in itertools.count():
+        turns = 0
+        while True:
             error = self.framing.error or (self.inflater and self.inflater.error)
             if error:
                 raise error
@@ -1639,9 +1639,9 @@ class _HTTPResponse(http.client.HTTPResponse):
                     self.inflater.close()
             if data:
                 return data
-            if not wait and turn > 16 and not self.reader.ahead and not getattr(self.reader.sock, "pending", int)():
+            turns += 1
+            if not wait and turns > 16 and not self.reader.ahead and not getattr(self.reader.sock, "pending", int)():
                 return None  # many bytes that come to nothing must not keep an event loop from other work
-        return b""  # never reached
 
     def is_reusable(self, age: float) -> bool:
         """The connection can carry another request: the body has ended, and there is nothing more to read.
@@ -1710,7 +1710,6 @@ class _HTTPConnection(http.client.HTTPConnection):
             self.sock = self._context.wrap_socket(self.sock, server_hostname=host, do_handshake_on_connect=False)
             call.attach(self.sock)
             self.sock.do_handshake()
-        call.connecting = False
 
     def _tcp(self, call: _Call) -> socket.socket:
         addresses = socket.getaddrinfo(self.host.encode(), self.port, 0, socket.SOCK_STREAM)
@@ -1780,6 +1779,7 @@ class _Handler(urllib.request.BaseHandler):
         try:
             if connection.sock is None:
                 connection.connect()
+            call.connecting = False
             call.start_answer()
             call.attach(connection.sock)
             try:
@@ -1827,12 +1827,14 @@ class _Handler(urllib.request.BaseHandler):
             response.discard()
             return
         self._idle.append((time.monotonic(), os.getpid(), response))
-        if len(self._idle) > MAX_IDLE:
-            self._idle.popleft()[2].discard()
+        self.close_idle(kept=MAX_IDLE)
 
-    def close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop()[2].discard()
+    def close_idle(self, kept: int = 0) -> None:
+        while len(self._idle) > kept:
+            try:
+                self._idle.popleft()[2].discard()
+            except IndexError:  # another thread took it
+                pass
 
     def http_error_307(self, request: Any, response: _HTTPResponse, code: int, msg: str, headers: Any) -> Any:
         """Follow a redirect that keeps method and body, to the same origin."""
@@ -2251,7 +2253,7 @@ class _BaseStream:
         self.response = None
         self._reader = _ChunkReader(self._wanted, self._call.hide)
         self._accumulator = Accumulator()
-        self._fault, self._body_over = None, False
+        self._fault, self._body_over, self._ended_at = None, False, None
         self._http = self._send(key)
         self.response = Response(self._http.status, self._http.headers)
         if self._call.cancelled.is_set():

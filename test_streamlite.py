@@ -839,18 +839,23 @@ class PayloadTests(ReplyTests):
                 self.assertSays(error, payload)
 
     def test_what_json_raises_never_comes_out(self):
+        half = '{"choices": [{"index": 0, "delta": {"content": "\\ud83d", "vendor": %s}}]}'
         for name, payload in (('deep lists', '{"choices": %s' % ('[' * 100000)), ('deep objects', '{"a":' * 100000),
-                              ('deep and whole', '{"a": %s%s}' % ('[' * 100000, ']' * 100000))):
+                              ('deep and whole', '{"a": %s%s}' % ('[' * 100000, ']' * 100000)),
+                              ('300 levels', '{"choices": [], "a": %s%s}' % ('[' * 300, ']' * 300)),
+                              ('300 levels of objects', '{"choices": [], "a": %s1%s}' % ('{"a":' * 300, '}' * 300)),
+                              ('300 levels beside half a character', half % ('[' * 300 + ']' * 300)),
+                              # converting it takes quadratic time, which newer Pythons refuse by themselves
+                              ('an integer of 5,000 digits', '{"created": %s, "choices": []}' % ('9' * 5000)),
+                              ('a negative one', '{"created": -%s, "choices": []}' % ('9' * 5000))):
             with self.subTest(name):
                 error = self.error_of(delta('Hel'), payload, STOP, kind=streamlite.APIResponseValidationError)
                 self.assertEqual(text_of(error.partial), 'Hel')
-        for number in ('9' * 5000, '-' + '9' * 5000, '1e999', 'NaN', '-Infinity'):
-            with self.subTest(number[:9]):
-                try:  # a Python that converts any number of digits has nothing to complain about
-                    self.assertText(self.collect(delta('Hel'), '{"created": %s, "choices": []}' % number, STOP), 'Hel')
-                except streamlite.APIResponseValidationError as error:
-                    self.assertIn('99999', number)
-                    self.assertEqual(text_of(error.partial), 'Hel')
+        for number in '1e999', 'NaN', '-Infinity', '[' * 50 + ']' * 50:
+            with self.subTest(number):
+                completion = self.collect(delta('Hel'), '{"created": %s, "choices": []}' % number, STOP)
+                self.assertText(completion, 'Hel')
+                self.assertTrue(completion.to_json())
 
     def test_a_line_beyond_the_limit_ends_a_stream_after_what_came_before_it(self):
         with mock.patch.object(streamlite, 'MAX_EVENT', 5000):
@@ -1375,6 +1380,18 @@ class ToolCallTests(ReplyTests):
                                finish_reason='function_call')
         self.assertEqual((message.function_call.name, message.function_call.arguments), ('f', '{"x":1}'))
 
+    def test_custom_calls_are_collected_as_function_calls_are(self):
+        fragments = [{'index': 0, 'id': 'a', 'type': 'custom', 'custom': {'name': 'sql', 'input': ''}}] + [
+            {'index': 0, 'custom': {'input': piece}} for piece in ('SELECT ', '1')]
+        whole = {'id': 'a', 'type': 'custom', 'custom': {'name': 'sql', 'input': 'SELECT 1'}}
+        self.assertEqual([call.to_dict() for call in self.calls(*[[fragment] for fragment in fragments])], [whole])
+        message = {'role': 'assistant', 'content': None, 'tool_calls': [whole]}
+        answer = {'object': 'chat.completion', 'choices': [
+            {'index': 0, 'message': message, 'finish_reason': 'tool_calls'}]}
+        with Server(reply(200, {}, answer)) as server, client(server) as asker:
+            call, = ask(asker, stream=False).choices[0].message.tool_calls
+            self.assertEqual((call.type, call.to_dict()['custom']), ('custom', whole['custom']))
+
     def test_parsed_arguments(self):
         for text, expected in (('{"x": [1, "é"]}', {'x': [1, 'é']}), ('', {}), ('{}', {}), (' {"x":1}\n', {'x': 1})):
             with self.subTest(text):
@@ -1451,6 +1468,8 @@ class FinishReasonTests(ReplyTests):
                 ('an empty reason', [delta('Hi', finish_reason='')], False),
                 ('one of two', [delta('Hi'), more, stop], False),
                 ('both', [delta('Hi'), more, stop, delta(index=1, finish_reason='length')], True),
+                ('n=2, of which the second never came', [delta('Hi'), stop], False),
+                ('n=2, and both', [delta('Hi'), stop, delta('!', 'stop', 1)], True),
                 ('finished, then usage', [delta('Hi'), stop, {'choices': [], 'usage': {'total_tokens': 1}}], True),
                 ('usage without choices does not finish', [delta('Hi'), {'usage': {'total_tokens': 1}}], False),
                 ('usage alone does not finish', [delta('Hi'), {'choices': [], 'usage': {'total_tokens': 1}}], False),
@@ -1458,11 +1477,12 @@ class FinishReasonTests(ReplyTests):
             for framing in ('chunked', 'length', 'close'):
                 with self.subTest(name, framing=framing):
                     self.answer = stream_reply(sse(*chunks, done=False), framing)
+                    fields = {'n': 2} if 'n=2' in name else {}
                     with Server(self.answer) as server, client(server) as one:
                         if whole:
-                            self.assertText(ask(one), 'Hi')
+                            self.assertText(ask(one, **fields), 'Hi')
                         else:
-                            error = self.assertBroken(one, 'Hi' if 'no choice' not in name else '')
+                            error = self.assertBroken(one, 'Hi' if 'no choice' not in name else '', **fields)
                             self.assertIs(type(error), streamlite.APIConnectionError)
 
 
@@ -1653,6 +1673,9 @@ class WireObjectTests(ReplyTests):
         self.assertNotIn('\n', completion.model_dump_json())
         self.assertNotIn('service_tier', completion.model_dump(exclude_none=True))
         self.assertEqual(completion.model_dump(exclude_unset=True), plain)
+        self.assertEqual(set(completion.model_dump(include={'id', 'usage'})), {'id', 'usage'})
+        self.assertEqual(set(every) - set(completion.model_dump(exclude={'choices'})), {'choices'})
+        self.assertEqual(completion.model_dump(by_alias=True, mode='json', warnings=False), every)  # no meaning here
         self.assertIs(type(plain['choices'][0]['message']), dict)
         plain['choices'][0]['message']['content'] = 'changed'
         self.assertText(completion, 'Hello world')
@@ -2248,6 +2271,7 @@ class StatusTest(TestCase):
             'a message that is an object': (reply(500, {}, {'error': {'message': {'nested': True}, 'code': 42}}), ''),
             'a long integer': (reply(500, {}, b'{"error":{"message":"m","code":%s}}' % (b'9' * 5000)), ''),
             'deep JSON': (reply(500, {}, b'[' * 100000), ''),
+            '300 levels': (reply(500, {}, b'{"error":{"message":"m","x":%s%s}}' % (b'[' * 300, b']' * 300)), ''),
             'empty': (reply(500), ''),
             'an error that is a string': (reply(500, {}, {'error': 'model not loaded'}), 'model not loaded'),
             'cut': (cut(head(500, length) + b'out of memory'), 'out of memory'),
@@ -2256,6 +2280,7 @@ class StatusTest(TestCase):
             'stalled': (stall(head(500, length) + b'out of memory'), 'out of memory'),
             'dripping': (pace(b'.', head(500) + b'out of memory'), 'out of memory'),
             'gzip': (reply(500, GZIP, zlib_bytes(31, b'out of memory')), 'out of memory'),
+            'brotli': (reply(500, {'Content-Encoding': 'br'}, b'\x0b\x02\x80hello\x03'), ''),
         }
         results = outcomes({name: [answer] for name, (answer, words) in cases.items()}, timeout=0.2)
         for name, result in results:
@@ -2272,9 +2297,11 @@ class StatusTest(TestCase):
         self.assertLess(result.seconds, 1)  # the quarter of a gigabyte takes longer
 
     def test_a_status_that_http_does_not_know(self):
-        for status in 204, 300, 304, 999:
+        for status in 204, 300, 304, 600, 999:
             with self.subTest(status):
-                self.assertIsInstance(outcome([cut(head(status, {'Content-Length': 0}))]).result, streamlite.APIError)
+                result = outcome([cut(head(status, dict(AGAIN, **{'Content-Length': 0})))], max_retries=2)
+                self.assertIsInstance(result.result, streamlite.APIError)
+                self.assertTrue(status == 204 or len(result.requests) == 1, 'it was retried')
 
     def test_a_wrong_key_and_an_unknown_model_come_with_what_to_do(self):
         with Server(error_reply(401, message='Incorrect API key provided'),
@@ -2294,7 +2321,7 @@ class RetryTest(TestCase):
 
     def test_what_may_be_cured_is_asked_again_with_the_same_bytes(self):
         for status in 408, 409, 429, 500, 502, 503, 504, 529:
-            answer = error_reply(status, AGAIN)
+            answer = error_reply(status, dict(AGAIN, **({'Content-Encoding': 'br'} if status == 503 else {})))
             with self.subTest(status), Server(answer, answer, stream_reply(HELLO)) as server:
                 with client(server, max_retries=2) as asker:
                     self.assertText(ask(asker), 'Hello world')
@@ -2522,6 +2549,44 @@ class TimeTest(TestCase):
         with mock.patch.object(streamlite, 'PATIENCE', 0.1), self.assertTakes(0.1, 1):  # the module's own, made small
             self.assertEqual(outcome([stall(begun(FINISHED))]).result, 'Hello world')
             self.assertEqual(outcome([stall(head(401))]).result.status_code, 401)
+
+    def test_behind_the_finish_reason_only_more_of_the_answer_extends_the_wait(self):
+        def more(peer):
+            peer.send(begun(FINISHED))
+            for _ in range(6):
+                peer.wait_closed(0.05)
+                peer.send(chunked(sse(delta('!'), done=False), last=False))
+            peer.send(chunked(DONE))
+
+        count = chunked(sse({'choices': [], 'usage': {'total_tokens': 1}}, done=False), last=False)
+        cases = {'usage for ever': [pace(count, begun(FINISHED))],
+                 'no choices for ever': [pace(chunked(sse({'choices': []}, done=False), last=False), begun(FINISHED))],
+                 'more of the answer': [more]}
+        with mock.patch.object(streamlite, 'PATIENCE', 0.2):
+            for name, result in outcomes(cases):
+                with self.subTest(name):
+                    self.assertEqual(result.result, 'Hello world' + ('!' * 6 if 'more' in name else ''))
+                    self.assertLess(result.seconds, 1)
+
+    def test_late_heads_and_stalled_bodies_do_not_add_up(self):
+        def late(answer):
+            return lambda peer: (peer.wait_closed(0.3), peer.send(answer))
+
+        stalled = {'Content-Length': 1000, 'Location': PATH}
+        cases = {'an error': [lambda peer: (late(head(503, stalled))(peer), peer.wait_closed())],
+                 'redirects': [late(reply(307, {'Location': PATH}))]}
+        for name, result in outcomes(cases, timeout=0.4):
+            with self.subTest(name):
+                self.assertIs(type(result.result), streamlite.InternalServerError if 'error' in name else
+                              streamlite.APITimeoutError)
+                self.assertLess(result.seconds, 0.65)
+
+    def test_no_time_is_too_long(self):
+        rest = sse(delta('lo world'), delta(finish_reason='stop'))
+        for options in {'timeout': 1e12}, {'timeout': (1e12, 1e15)}, {'timeout': None}, {'deadline': 1e15}:
+            script = lambda peer: (peer.send(begun(HEL)), peer.wait_closed(0.01), peer.send(chunked(rest)))
+            with self.subTest(options):
+                self.assertEqual(outcome([script], **options).result, 'Hello world')
 
     def test_a_request_that_nobody_reads(self):
         over = threading.Event()
@@ -3435,6 +3500,31 @@ class SecretTest(TestCase):
             for _ in answers:
                 self.assertRaises(streamlite.AuthenticationError, ask, asker)
 
+    def test_a_key_is_not_shown_however_it_is_echoed(self):
+        key = 'sk-%s/+"key' % MARK
+        escaped = json.dumps(key).strip('"').replace('/', r'\/').replace('+', r'\u002b')
+        words = '{"error": {"message": "bad key %s", "param": "%s", "code": "%s", "%s": 1}}' % ((escaped,) * 4)
+        cases = {
+            'escaped': reply(401, {}, words.encode()),
+            'in the reason phrase': ('HTTP/1.1 401 bad key %s\r\nContent-Length: 0\r\n\r\n' % key).encode(),
+            'where the excerpt ends': error_reply(401, message='y' * 985 + key),
+            'as HTML': reply(401, {}, ('<title>bad key %s</title>' % key).encode()),
+            'in an event': stream_reply(HELLO_CUT + sse(words)),
+            'in what is no JSON': stream_reply(sse('{bad key %s' % key)),
+            'in a finish_reason of error': stream_reply(sse(dict(delta(finish_reason='error'), error=key))),
+        }
+        for name, answer in cases.items():
+            for options in {'api_key': key}, {'api_key': '', 'default_query': {'key': key}}, {
+                    'api_key': '', 'default_headers': {'api-key': key}}:
+                with self.subTest(name, options=list(options)):
+                    error = outcome([answer], **options).result
+                    self.assertIsInstance(error, streamlite.APIError)
+                    self.assertNotIn('never-', repr([str(error), error.body, error.request]))  # nor a part of it
+
+    def test_the_dummy_keys_of_local_servers_blur_no_message(self):
+        result = outcome([error_reply(404, message='model ollama not found')], api_key='ollama')
+        self.assertSays(result.result, 'model ollama not found')
+
 
 # ---- the process ---------------------------------------------------------------------------------
 
@@ -3949,7 +4039,6 @@ class AsyncClientTest(AsyncTestCase):
         with Server(stream_reply(HELLO)) as server:
             self.assertEqual(self.run_async(main(server)), ['Hello world'] * 64)
 
-
     def test_connections_that_hang_do_not_hold_up_other_streams(self):
         class Mute(Peer):
             def read_request(self):
@@ -3985,6 +4074,93 @@ class AsyncClientTest(AsyncTestCase):
 
         with Server(stream_reply(HELLO)) as server:
             self.assertEqual(self.run_async(main(server)), 'Hello world')
+
+    def test_a_thread_that_cannot_be_started_fails_its_own_stream_only(self):
+        start, started = threading.Thread.start, []
+
+        def scarce(thread):
+            if thread.name == 'streamlite':
+                started.append(thread)
+                if len(started) in (2, 7, 10):  # the last one is started by a worker that ends
+                    raise RuntimeError('no more threads')
+            start(thread)
+
+        async def main(server):
+            async with async_client(server, deadline=3) as asker:
+                async def stream():
+                    return await gather_text(await ask(asker))
+                return await asyncio.gather(*[stream() for _ in range(16)], return_exceptions=True)
+
+        with Server(stream_reply(HELLO)) as server, mock.patch.object(threading.Thread, 'start', scarce):
+            results = self.run_async(main(server))
+        self.assertEqual([type(result) for result in results if result != 'Hello world'],
+                         [streamlite.APIConnectionError] * 3)
+
+    def test_a_key_that_never_comes_obeys_the_deadline(self):
+        async def key():
+            await asyncio.get_event_loop().create_future()
+
+        async def main(server):
+            async with async_client(server, api_key=key, deadline=0.1) as asker:
+                with self.assertRaises(streamlite.APITimeoutError):
+                    await ask(asker)
+
+        with Server() as server, self.assertTakes(0.1, 0.6):
+            self.run_async(main(server))
+
+    def test_no_time_is_too_long(self):
+        async def main(server, options):
+            async with async_client(server, **options) as asker:
+                return await gather_text(await ask(asker))
+
+        for options in {'timeout': 1e12, 'deadline': 1e15}, {'timeout': None}:
+            rest = chunked(sse(delta('world'), delta(finish_reason='stop')))
+            with self.subTest(options), Server(
+                    lambda peer: (peer.send(WAITING), peer.wait_closed(0.05), peer.send(rest))) as server:
+                self.assertEqual(self.run_async(main(server, options)), 'Hello world')
+
+    def test_two_tasks_that_read_one_stream_are_told(self):
+        more = threading.Event()
+
+        async def main(server):
+            async with async_client(server) as asker, await ask(asker) as stream:
+                first = asyncio.ensure_future(gather_text(stream))
+                while text_of(stream.completion) != 'Hello ':
+                    await asyncio.sleep(0.001)
+                with self.assertRaises(RuntimeError) as caught:
+                    await stream.__anext__()
+                self.assertSays(caught.exception, 'another task')
+                more.set()
+                return await first
+
+        rest = chunked(sse(delta('world'), delta(finish_reason='stop')))
+        with Server(lambda peer: (peer.send(WAITING), more.wait(5), peer.send(rest))) as server:
+            self.assertEqual(self.run_async(main(server)), 'Hello world')
+
+    @unittest.skipUnless(hasattr(os, 'fork'), 'no fork')
+    def test_a_process_forked_while_openings_are_busy_opens_streams(self):
+        async def stream(server):
+            async with async_client(server, deadline=5) as asker:
+                return await gather_text(await ask(asker))
+
+        with Server(stall()) as mute, Server(stream_reply(HELLO)) as server:
+            loop = asyncio.new_event_loop()
+            opening = [asyncio.ensure_future(stream(mute), loop=loop) for _ in range(20)]
+            loop.run_until_complete(asyncio.wait(opening, timeout=0))
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of forking beside threads
+                child = os.fork()
+            if not child:
+                try:
+                    os._exit(0 if asyncio_run(stream(server)) == 'Hello world' else 1)
+                finally:
+                    os._exit(2)
+            code = os.waitpid(child, 0)[1]
+            for task in opening:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(opening))
+            loop.close()
+            self.assertEqual(code, 0)
 
     def test_a_client_outlives_its_event_loop(self):
         with Server(stream_reply(HELLO)) as server:
@@ -4067,6 +4243,82 @@ class AsyncEndTest(AsyncTestCase):
         with server:
             self.run_async(main(server, gone))
 
+    def test_a_cancellation_that_the_task_survives_ends_the_connection(self):
+        async def main(server, gone):
+            async def survive(stream):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await gather_text(stream)
+                self.assertTrue(await self.happened(gone))
+                with self.assertRaises(streamlite.APIConnectionError):
+                    await gather_text(stream)
+
+            async with async_client(server) as asker:
+                stream = await ask(asker)
+                task = asyncio.ensure_future(survive(stream))
+                while text_of(stream.completion) != 'Hello ':
+                    await asyncio.sleep(0.001)
+                task.cancel()
+                await task
+
+        server, gone = self.watched()
+        with server:
+            self.run_async(main(server, gone))
+
+    def test_no_text_is_lost_wherever_a_cancellation_hits(self):
+        async def persist(stream, texts):
+            while True:
+                try:
+                    async for text in stream.text():
+                        texts.append(text)
+                    return
+                except asyncio.CancelledError:
+                    pass  # as a task does that goes on after asyncio.timeout
+
+        async def main(server, turns):
+            async with async_client(server) as asker:
+                texts = []
+                task = asyncio.ensure_future(persist(await ask(asker), texts))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                try:
+                    await task
+                    return ''.join(texts)
+                except (streamlite.APIConnectionError, asyncio.CancelledError):
+                    return ''.join(texts) + '...'
+
+        pieces = ['%d ' % number for number in range(6)]
+        script = stream_reply(sse(*[delta(piece) for piece in pieces] + [delta(finish_reason='stop')]))
+        cut_short = set()
+        for turns in range(12):
+            with self.subTest(turns), Server(
+                    lambda peer: [peer.send(script[at:at + 150]) for at in range(0, len(script), 150)]) as server:
+                text = self.run_async(main(server, turns))
+                if text.endswith('...'):
+                    cut_short.add(text)
+                    text = text[:-3]
+                    self.assertTrue(''.join(pieces).startswith(text), text)
+                else:
+                    self.assertEqual(text, ''.join(pieces))
+        self.assertTrue(cut_short)
+
+    def test_no_callback_stays_on_the_task(self):
+        async def main(server):
+            current = getattr(asyncio, 'current_task', None) or asyncio.Task.current_task
+            before = len(current()._callbacks or ())
+            async with async_client(server) as asker:
+                await (await ask(asker)).collect()
+                async for _ in await ask(asker):
+                    break
+                gc.collect()
+                async with await ask(asker) as stream:
+                    await stream.__anext__()
+                    self.assertEqual(len(current()._callbacks), before + 1)
+            self.assertEqual(len(current()._callbacks or ()), before)
+
+        with Server(stream_reply(HELLO)) as server:
+            self.run_async(main(server))
+
     def test_leaving_the_block_and_close_end_the_connection(self):
         async def leave(stream):
             async with stream:
@@ -4143,6 +4395,20 @@ class AsyncEndTest(AsyncTestCase):
             gc.collect()
             self.assertTrue(gone.wait(2))
         self.assertEqual(self.complaints, [])
+        # one that waits, too: asyncio complains of the task, but nothing of ours
+        server, gone = self.watched()
+        with server, contextlib.redirect_stderr(io.StringIO()) as said:
+            loop = asyncio.new_event_loop()
+            reading = asyncio.ensure_future(self.read_all(server), loop=loop)
+            loop.run_until_complete(asyncio.wait([reading], timeout=0.1))
+            loop.close()
+            del reading
+            gc.collect()
+            self.assertTrue(gone.wait(2))
+        self.assertEqual(said.getvalue(), '')
+
+    async def read_all(self, server):
+        return await gather_text(await ask(async_client(server)))
 
     def test_a_slow_reader_slows_the_server_down(self):
         sent = []
@@ -4227,6 +4493,22 @@ class RelayTest(AsyncTestCase):
                 self.assertIn(words, error['message'])
                 for secret in ('127.0.0.1', str(server.port), 'html'):
                     self.assertNotIn(secret, last.data)
+
+    def test_a_page_of_a_proxy_is_not_shown(self):
+        page = reply(502, {}, b'<html><title>Bad gateway at backend-7.internal</title></html>')
+        with Server(cut(CHUNKED_HEAD), page, cut(CHUNKED_HEAD), page) as server:
+            with mock.patch('random.random', return_value=4):  # no wait between attempts
+                event, = self.relayed(server, max_retries=1)
+            self.assertEqual(len(server.requests), 4)
+        self.assertEqual((event.event, json.loads(event.data)['error']['type']), ('error', 'InternalServerError'))
+        for word in 'internal', 'html', 'gateway':
+            self.assertNotIn(word, event.data)
+
+    def test_what_is_nested_too_deeply_is_an_error_event(self):
+        deep = '{"choices": [], "x": %s%s}' % ('[' * 300, ']' * 300)
+        with Server(stream_reply(sse(delta('Hi'), deep, delta(finish_reason='stop')))) as server:
+            first, last = self.relayed(server)
+        self.assertEqual((first.event, last.event), ('message', 'error'))
 
     def test_a_browser_that_goes_away_ends_the_upstream_stream(self):
         gone = threading.Event()
@@ -4342,6 +4624,9 @@ class DemoServerTest(TestCase):
             with self.subTest(name), self.client.with_options(max_retries=0, **settings) as asker:
                 with self.assertRaises(kind):
                     ask(asker, **options)
+                if name == 'path':
+                    with self.assertRaises(kind):
+                        asker.models.list()
 
     def test_it_stops_working_for_a_client_that_has_gone(self):
         with streamlite.DemoServer(delay=0.01) as server, streamlite.OpenAI(base_url=server.base_url) as asker:
@@ -4428,6 +4713,9 @@ class CommandTest(CommandTestCase):
         server = self.serve()
         for name, arguments, piped, content in (
                 ('words are joined', ['why', 'did', 'this fail?'], '', 'why did this fail?'),
+                ('wherever the options are', ['why', '-m', 'm', 'did', '--usage', 'this fail?'], '',
+                 'why did this fail?'),
+                ('a dash behind an option', ['sum', '-m', 'm', '-'], 'line 1\n', 'line 1\n\nsum'),
                 ('standard input goes before them', ['why?'], 'line 1\nline 2\n', 'line 1\nline 2\n\nwhy?'),
                 ('standard input alone', [], 'Say hello.\n', 'Say hello.'),
                 ('the same, said with a dash', ['-'], 'Say hello.\n', 'Say hello.'),
@@ -4602,11 +4890,22 @@ class CommandTest(CommandTestCase):
         self.serve()
         for arguments, word in ((['--no-such-option'], '--no-such-option'), (['-o', 'x'], 'KEY=VALUE'),
                                 (['-o', 'x=@/no/such'], '/no/such'), (['--timeout', 'soon'], 'soon'),
-                                (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME')):
+                                (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME'), (['--key-env', KEY], '--key-env'),
+                                (['--key', KEY], '--key'), (['--key=' + KEY], '--key'), (['--Key', KEY], 'unrec'),
+                                (['-o', 'x=@' + FOLDER], FOLDER), (['-o', 'x=' + '[' * 100000], 'deep')):
             with self.subTest(arguments):
                 ran = run_main('hi', *arguments)
                 self.assertEqual((ran.code, ran.out), (2, ''))
                 self.assertIn(word, ran.err)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'field')
+            for content in b'\xff\xfe', b'[' * 100000:
+                with io.open(path, 'wb') as file:
+                    file.write(content)
+                with self.subTest(content[:2]):
+                    ran = run_main('hi', '-o', 'x=@' + path)
+                    self.assertEqual((ran.code, ran.out), (2, ''))
+                    self.assertIn('-o x', ran.err)
 
     def test_a_broken_stream_keeps_the_text(self):
         passing, lasting = (sse({'error': {'message': 'no', 'code': code}}) for code in (503, 400))
@@ -4651,6 +4950,12 @@ class CommandTest(CommandTestCase):
         self.assertEqual(two, [('user', 'hi'), ('assistant', 'Hello world'), ('user', 'two\nlines')])
         self.assertEqual(three, [('system', 'Be brief.'), ('user', 'again')])
         self.assertEqual([request.json['model'] for request in server.requests], ['m', 'm', 'other'])
+
+    def test_chat_may_begin_with_the_words_of_the_command(self):
+        server = self.serve()
+        self.assertEqual(run_main('--chat', 'good', 'day', input='again\n'), Ran(0, 'Hello world\n' * 2, ''))
+        self.assertEqual(self.conversation(server.requests[1]),
+                         [('user', 'good day'), ('assistant', 'Hello world'), ('user', 'again')])
 
     def test_chat_goes_on_after_an_error_and_keeps_what_came(self):
         server = self.serve(error_reply(400, message='no'), cut(WAITING), stream_reply(HELLO))
@@ -4757,6 +5062,15 @@ class CommandProcessTest(CommandTestCase):
                 closed.set()
                 self.assertEqual(process.wait(5), 1)
                 self.assertNotIn(b'Traceback', process.stderr.read())
+
+    @unittest.skipUnless(os.path.exists('/dev/full'), 'no /dev/full')
+    def test_a_full_disk_is_told(self):
+        self.serve()
+        for arguments in ['hi'], ['--help']:
+            with self.subTest(arguments), io.open('/dev/full', 'wb') as full:
+                done = subprocess.run(COMMAND + arguments, cwd=FOLDER, stdin=subprocess.DEVNULL, stdout=full,
+                                      stderr=subprocess.PIPE, timeout=20)
+                self.assertFails(Ran(done.returncode, '', done.stderr.decode()), 1, 'space')
 
     @unittest.skipUnless(hasattr(os, 'killpg'), 'Windows has no SIGINT to send')
     def test_an_interrupt_keeps_what_came(self):
@@ -5070,6 +5384,69 @@ class SDKProgramTest(ProgramTestCase):
             with self.subTest(name):
                 source = source.replace('from openai', 'from ' + streamlite.__name__)
                 self.assertEqual(self.run_program(source, {'messages': messages, 'tools': [WEATHER]}), wanted[name])
+
+
+class SDKCompatibilityTest(TestCase):
+    """What programs do with the SDK's objects beside asking."""
+
+    def test_what_is_assigned_to_a_client_counts_for_copies_too(self):
+        with Server(stream_reply(HELLO)) as server, client(server, api_key='old', base_url='http://nobody.invalid') as asker:
+            asker.api_key, asker.base_url, asker.max_retries = KEY, server.url + '/?v=1', 7
+            for other in asker, asker.with_options(timeout=3), asker.copy():
+                self.assertText(ask(other), 'Hello world')
+                self.assertEqual(other.max_retries, 7)
+            self.assertEqual([(request.path, request.headers['authorization']) for request in server.requests],
+                             [('/v1/chat/completions?v=1', 'Bearer ' + KEY)] * 3)
+            with self.assertRaises(streamlite.OpenAIError):
+                asker.base_url = 'ftp://nobody.invalid'
+
+    def test_what_is_patched_stays_patched_and_can_be_restored(self):
+        with Server(stream_reply(HELLO)) as server, client(server) as asker:
+            for patch in (lambda: mock.patch.object(asker.chat.completions, 'create', return_value='patched'),
+                          lambda: mock.patch.object(asker.chat, 'completions', **{'create.return_value': 'patched'}),
+                          lambda: mock.patch.object(asker, 'chat', **{'completions.create.return_value': 'patched'})):
+                with patch():
+                    self.assertEqual(ask(asker), 'patched')
+                self.assertText(ask(asker), 'Hello world')
+            asker.chat.completions.create = lambda **fields: fields['model']  # as tracing tools wrap it
+            self.assertEqual(ask(asker), 'm')
+            self.assertEqual(len(server.requests), 3)
+
+    def test_the_request_id_is_in_the_completion(self):
+        named = {'x-request-id': 'req_7'}
+        whole = {'choices': [{'index': 0, 'message': {'role': 'assistant', 'content': 'Hi'}, 'finish_reason': 'stop'}]}
+        with Server(reply(200, named, whole), stream_reply(HELLO, headers=named)) as server, client(server) as asker:
+            for completion in ask(asker, stream=False), ask(asker).collect():
+                self.assertEqual(completion._request_id, 'req_7')
+                self.assertNotIn('_request_id', completion.to_dict())
+
+    def test_errors_are_made_as_tests_make_them(self):
+        class Answer:
+            status_code, headers = 429, {'x-request-id': 'req_7'}
+
+        for error in (streamlite.APIResponseValidationError(Answer(), {'a': 1}),
+                      streamlite.RateLimitError('m', response=Answer(), body={'a': 1})):
+            self.assertEqual((error.status_code, error.request_id, error.body), (429, 'req_7', {'a': 1}))
+
+    def test_arguments_of_the_sdk_are_understood(self):
+        class Message:
+            def model_dump(self, **options):
+                return {'role': 'user', 'content': 'hi'}
+
+        self.assertTrue(issubclass(streamlite.AsyncClient, streamlite.AsyncOpenAI))
+        with Server(stream_reply(HELLO)) as server:
+            with streamlite.Client(api_key=KEY, base_url=server.url, max_retries=float('inf')) as asker:
+                self.assertText(ask(asker, messages=[Message()], seed=streamlite.omit, user=streamlite.NOT_GIVEN),
+                                'Hello world')
+            self.assertEqual(server.requests[0].json,
+                             {'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}], 'stream': True})
+
+    def test_what_is_missing_names_what_is_there(self):
+        with client(None, base_url='http://nobody.invalid') as asker:
+            for place, name in (asker, 'embeddings'), (asker.models, 'retrieve'), (asker.chat, 'sessions'):
+                with self.assertRaises(AttributeError) as caught:
+                    getattr(place, name)
+                self.assertSays(caught.exception, name, 'chat completions')
 
 
 # ---- the README ----------------------------------------------------------------------------------
