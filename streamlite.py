@@ -36,6 +36,7 @@ ChatCompletionChunk -> your loop, and beside it Accumulator -> ChatCompletion.  
 
 import collections
 import copyreg
+import functools
 import http.client
 import io
 import json
@@ -800,8 +801,7 @@ class _ChunkReader:
         self._wanted = wanted
         self._hide = hide  # what must not be shown, before a text is cut and no longer known
         self._decoder = _LenientDecoder()
-        self._whole: Optional[List[bytes]] = None  # the body, where it is no event stream
-        self._whole_size = 0
+        self._whole: Optional[bytearray] = None  # the body, where it is no event stream
         self._sniffing = True
         self._head = ""                  # the start of the first payload
         self._recognised = False
@@ -816,15 +816,14 @@ class _ChunkReader:
             if self._sniffing and data.strip(_BLANK):
                 self._sniffing = False  # Content-Type is only a hint: the first byte that is not blank decides
                 if data.lstrip(_BLANK)[:1] in (b"{", b"[", b"<"):
-                    self._whole = []
+                    self._whole = bytearray()
             if self._whole is None:
                 self._read_events(self._decoder.feed(data), chunks)
                 if self._decoder.failure:
                     raise self._decoder.failure
             else:
-                self._whole.append(data)
-                self._whole_size += len(data)
-                if self._whole_size > MAX_EVENT:
+                self._whole += data
+                if len(self._whole) > MAX_EVENT:
                     raise APIResponseValidationError(message="the reply is longer than %d bytes" % MAX_EVENT)
         except APIError as error:
             self.error = error
@@ -835,7 +834,7 @@ class _ChunkReader:
         chunks: List[ChatCompletionChunk] = []
         try:
             if self._whole is not None:
-                self._read_whole(b"".join(self._whole).decode("utf-8-sig", "replace").strip(), chunks)
+                self._read_whole(self._whole.decode("utf-8-sig", "replace").strip(), chunks)
             elif not self.done:
                 self._read_events(self._decoder.close(), chunks)
         except APIError as error:
@@ -1937,19 +1936,13 @@ def _user_agent() -> str:
 # -- TLS --
 
 _CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_contexts: Dict[Tuple[str, ...], Any] = {}
 
 
-def _tls_context(settings: Tuple[str, ...]) -> Any:
+@functools.lru_cache(maxsize=None)
+def _tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
     """A context that verifies certificates, made once per process and setting: that takes up to 20 ms."""
     if ssl is None:
         raise OpenAIError("this Python has no ssl module: only http: URLs work")
-    if settings not in _contexts:
-        _contexts[settings] = _make_tls_context(*settings)
-    return _contexts[settings]
-
-
-def _make_tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
     for name, path in zip(_CA_VARIABLES, (cert_file, cert_dir) + bundles):
         if path and not any(os.path.exists(part) for part in path.split(os.pathsep)):
             raise OpenAIError("%s names %s, which does not exist: set it to a file (or folder) of CA certificates"
@@ -2082,7 +2075,7 @@ class _Transport:
 
     def __init__(self, ssl_context: Any, handlers: Sequence[urllib.request.BaseHandler]) -> None:
         settings = tuple(os.environ.get(name, "") for name in _CA_VARIABLES)
-        self._handler = _Handler(lambda: ssl_context or _tls_context(settings))
+        self._handler = _Handler(lambda: ssl_context or _tls_context(*settings))
         self.release = self._handler.release
         self._opener = urllib.request.OpenerDirector()
         mine: List[urllib.request.BaseHandler] = [self._handler, urllib.request.HTTPErrorProcessor()]
@@ -2309,7 +2302,7 @@ class _BaseStream:
             raise reader.verdict() or APIConnectionError(
                 message="the reply of %s ended after %d chunks and %.1f s with neither [DONE] nor a finish_reason: it "
                         "is not whole; what had arrived is in `partial`"
-                        % (_bare(self._request.url), reader.events, self._call.elapsed))
+                        % (self._request.url, reader.events, self._call.elapsed))
         return self._over
 
     def _finish(self, why: str) -> None:
@@ -2334,7 +2327,7 @@ class _BaseStream:
 
     def _end(self, why: str) -> None:
         self._ended_at = time.monotonic()
-        _log("debug", "stream from %s: %d events, %.3f s, ended by %s", _bare(self._request.url), self._reader.events,
+        _log("debug", "stream from %s: %d events, %.3f s, ended by %s", self._request.url, self._reader.events,
              self._call.elapsed, why)
 
     def _let_go(self, whole: bool = False) -> None:
@@ -2378,19 +2371,16 @@ class Stream(_BaseStream, _Closing):
     the stream; APIConnectionError for a stream that ends too early; APITimeoutError; all with `partial`.
     """
 
-    def __iter__(self) -> Iterator[ChatCompletionChunk]:
-        self._iterated = True
-        while True:
-            while self._ready:
-                yield self._take()
-            if self._over:
-                return
-            self._attempts.run(self._attempt)
+    def __iter__(self) -> "Stream":
+        return self
 
     def __next__(self) -> ChatCompletionChunk:
-        for chunk in self:
-            return chunk
-        raise StopIteration
+        self._iterated = True
+        while not self._ready:
+            if self._over:
+                raise StopIteration
+            self._attempts.run(self._attempt)
+        return self._take()
 
     def text(self) -> Iterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
@@ -2674,11 +2664,10 @@ class _BaseClient(_HasParts):
 
     copy = with_options
 
-    def _request(self, kind: Type[_AnyStream], method: str, path: str, body: Optional[Dict[str, Any]] = None,
-                 extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN,
-                 wanted: str = "choices") -> _AnyStream:
-        """A stream that has not been opened.  What can be wrong about a request is found here."""
-        data = None if body is None else _encode_body(body)
+    def _request(self, kind: Type[_AnyStream], path: str, body: Optional[Dict[str, Any]], extra_headers: Any = None,
+                 extra_query: Any = None, timeout: Any = NOT_GIVEN) -> _AnyStream:
+        """A stream that has not been opened: of chunks if there is a body.  What can be wrong is found here."""
+        method, data, wanted = ("GET", None, "data") if body is None else ("POST", _encode_body(body), "choices")
         query = urllib.parse.urlencode(dict(self._query, **(extra_query or {})), doseq=True)
         query = "&".join(filter(None, [self._base_query, query]))
         url = self.base_url + path + ("?" + query if query else "")
@@ -2746,7 +2735,7 @@ class Completions(_Part):
         """
         body = _completion_body(messages, model, stream, extra_body, fields)
         result: Stream = self._client._request(
-            Stream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
+            Stream, "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return result.collect()
         result._attempts.run(lambda: result._attempt(read=False))
@@ -2765,8 +2754,7 @@ class Models(_Part):
 
     def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
-        stream = self._client._request(
-            Stream, "GET", "/models", None, extra_headers, extra_query, timeout, wanted="data")
+        stream = self._client._request(Stream, "/models", None, extra_headers, extra_query, timeout)
         stream._attempts.run(stream._drain)
         return _wire(ModelPage, stream._reader.found)
 
@@ -3015,10 +3003,11 @@ class AsyncStream(_BaseStream, _AsyncClosing):
                 timer = self._loop.call_later(max(0.0, until - time.monotonic()), _settle, waiter)
             await waiter
         finally:
-            self._unwatch()
-            waiter.cancel()
-            if timer is not None:
-                timer.cancel()
+            if not self._loop.is_closed():
+                self._unwatch()
+                waiter.cancel()
+                if timer is not None:
+                    timer.cancel()
 
     def _unwatch(self) -> None:
         if self._watched >= 0:
@@ -3080,7 +3069,7 @@ class AsyncCompletions(_Part):
         """As `Completions.create`; with stream=True it returns an `AsyncStream`."""
         body = _completion_body(messages, model, stream, extra_body, fields)
         result: AsyncStream = self._client._request(
-            AsyncStream, "POST", "/chat/completions", body, extra_headers, extra_query, timeout)
+            AsyncStream, "/chat/completions", body, extra_headers, extra_query, timeout)
         if not body.get("stream"):
             return await result.collect()
         await result._run(lambda: result._attempt(read=False))
@@ -3099,8 +3088,7 @@ class AsyncModels(_Part):
 
     async def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
         """What the server serves."""
-        stream = self._client._request(
-            AsyncStream, "GET", "/models", None, extra_headers, extra_query, timeout, wanted="data")
+        stream = self._client._request(AsyncStream, "/models", None, extra_headers, extra_query, timeout)
         await stream._run(stream._drain)
         return _wire(ModelPage, stream._reader.found)
 
@@ -3497,7 +3485,7 @@ class _Command:
 
     def answer(self, fields: Dict[str, Any]) -> None:
         body = _completion_body(fields["messages"], fields["model"], fields["stream"], None, fields)
-        with self.client._request(Stream, "POST", "/chat/completions", body) as stream:
+        with self.client._request(Stream, "/chat/completions", body) as stream:
             try:
                 if self.args.json and self.args.no_stream:
                     self.console.answer(stream.collect().to_json(indent=None) + "\n")
