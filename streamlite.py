@@ -35,6 +35,7 @@ ChatCompletionChunk -> your loop, and beside it Accumulator -> ChatCompletion.  
 """
 
 import collections
+import copy
 import copyreg
 import functools
 import http.client
@@ -2081,7 +2082,7 @@ class _Transport:
         mine: List[urllib.request.BaseHandler] = [self._handler, urllib.request.HTTPErrorProcessor()]
         if not any(isinstance(handler, urllib.request.ProxyHandler) for handler in handlers):
             mine.append(_ProxyHandler())
-        for handler in mine + list(handlers):
+        for handler in mine + [copy.copy(handler) for handler in handlers]:  # an opener makes its handlers its own
             self._opener.add_handler(handler)
 
     def open(self, call: _Call, method: str, url: str, headers: Dict[str, str],

@@ -947,14 +947,14 @@ class ErrorEventTests(ReplyTests):
 
     def test_a_numeric_code_decides_the_class(self):
         no_status = [(code, streamlite.APIError) for code in (None, 'server_error', [], True)]
-        for code, kind in list(CLASSES.items()) + no_status:
+        for code, kind in list(CLASSES.items()) + [('503', streamlite.InternalServerError)] + no_status:
             with self.subTest(code):
                 error = self.error_of(delta('Hel'),
                                       {'error': {'message': 'gone', 'type': 't', 'param': 'p', 'code': code}})
                 self.assertIs(type(error), kind)
                 self.assertEqual((error.code, error.type, error.param), (code, 't', 'p'))
                 if kind is not streamlite.APIError:
-                    self.assertEqual(error.status_code, code)
+                    self.assertEqual(error.status_code, int(code))
 
     def test_a_finish_reason_of_error_is_an_error(self):
         error = self.error_of(delta('Hel'), delta('lo'), delta(finish_reason='error'))
@@ -982,19 +982,6 @@ class ErrorEventTests(ReplyTests):
 
 
 class ErrorReplyTests(ReplyTests):
-
-    def test_the_status_decides_the_class(self):
-        for status, kind in CLASSES.items():
-            with self.subTest(status):
-                answer = error_reply(status, {'X-Request-ID': 'req-7'}, 'the model is tired', code='tired', type='nap',
-                                     param='model')
-                error = self.error_of_answer(answer, streamlite.APIStatusError)
-                self.assertIs(type(error), kind)
-                self.assertSays(error, 'the model is tired')
-                self.assertEqual((error.status_code, error.response.status_code, error.request_id),
-                                 (status, status, 'req-7'))
-                self.assertEqual((error.code, error.type, error.param), ('tired', 'nap', 'model'))
-                self.assertEqual(error.body['message'], 'the model is tired')
 
     def test_the_servers_words_are_found_in_every_shape_of_body(self):
         words = 'the model is tired'
@@ -1032,12 +1019,6 @@ class ErrorReplyTests(ReplyTests):
                     error = self.error_of_answer(reply(status, {}, body), CLASSES[status])
                     self.assertEqual(error.status_code, status)
                     self.assertSays(error, status)
-
-    def test_a_whole_reply_fails_alike(self):
-        self.answer = error_reply(401, message='wrong key')
-        with self.assertRaises(streamlite.AuthenticationError) as caught:
-            ask(self.client, stream=False)
-        self.assertSays(caught.exception, 'wrong key')
 
 
 # ---- from JSON to a completion -------------------------------------------------------------------
@@ -2110,16 +2091,6 @@ class FramingTest(TestCase):
                 self.assertEqual(result.result, 'Hello world')
                 self.assertLess(result.seconds, 1.5)
 
-    def test_done_is_recognised_bare_quoted_and_padded_and_finishes_without_a_finish_reason(self):
-        for done in (b'data: [DONE]\n\n', b'data:[DONE]\r\n\r\n', b'data: [DONE] \n\n', b'data: "[DONE]"\n\n'):
-            with self.subTest(done), Server(stream_reply(HELLO_CUT + done)) as server, client(server) as asker:
-                self.assertText(ask(asker), 'Hello ', finish_reason=None)
-
-    def test_every_choice_needs_its_end(self):
-        body = sse(delta('a', 'stop', index=0), delta('b', index=1), done=False)
-        with Server(stream_reply(body)) as server, client(server) as asker:
-            self.assertBroken(asker, 'a')
-
 
 def zlib_bytes(window, body):
     """31: gzip, 15: zlib, -15: raw deflate."""
@@ -2197,14 +2168,6 @@ class OurErrorsTest(TestCase):
             self.assertText(ask(asker, stream=False), 'Hello world')  # and the reverse
             self.assertSays(self.assertBroken(asker, '', streamlite.APIError), 'no such luck')
 
-    def test_an_event_that_is_no_json_object_is_our_error_after_what_came(self):
-        long = '{"choices": [], "created": %s}' % ('9' * 5000)
-        for data in ('{not json', '{"id": "chatcmpl', '<html>502</html>', '42', '"hi"', 'null', "{'a': 1}",
-                     '[' * 100000, '{"a":' * 100000, long):
-            body = HEL + sse(data, done=False) + LO + WORLD + FINISH + DONE
-            with self.subTest(data[:20]), Server(stream_reply(body)) as server, client(server) as asker:
-                self.assertBroken(asker, 'Hel', streamlite.APIResponseValidationError)
-
     def test_an_error_event_has_the_servers_words(self):
         words = {'message': 'the model fell over', 'type': 'server_error', 'code': 'E7', 'param': 'p'}
         cases = {
@@ -2224,13 +2187,6 @@ class OurErrorsTest(TestCase):
                     if name != 'a string':
                         self.assertEqual((error.type, error.code, error.param), ('server_error', 'E7', 'p'))
                 self.assertEqual(len(server.requests), 1)
-
-    def test_a_numeric_code_in_an_error_event_gives_the_class(self):
-        cases = {429: streamlite.RateLimitError, '503': streamlite.InternalServerError, 400: streamlite.BadRequestError}
-        for code, kind in cases.items():
-            event = sse({'error': {'message': 'no', 'code': code}})
-            with self.subTest(code), Server(stream_reply(HEL + event)) as server, client(server) as asker:
-                self.assertEqual(self.assertBroken(asker, 'Hel', kind).status_code, int(code))
 
 
 # ---- statuses ------------------------------------------------------------------------------------
@@ -2390,6 +2346,15 @@ class RetryTest(TestCase):
             with self.assertRaises(streamlite.InternalServerError) as caught:
                 ask(asker.with_options(max_retries=0))
             self.assertEqual(caught.exception.attempts, 1)
+
+    def test_a_server_may_be_away_for_as_long_as_is_wanted(self):
+        with contextlib.closing(socket.socket()) as unused, mock.patch('random.random', return_value=4):  # no waits
+            unused.bind(('127.0.0.1', 0))
+            url = 'http://127.0.0.1:%d/v1' % unused.getsockname()[1]
+            with client(None, base_url=url, max_retries=1100) as asker:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    ask(asker)
+        self.assertEqual(caught.exception.attempts, 1101)
 
     def test_each_retry_is_logged_with_its_cause(self):
         with Server(error_reply(503, AGAIN), error_reply(429, AGAIN), stream_reply(HELLO)) as server:
@@ -2563,7 +2528,7 @@ class TimeTest(TestCase):
                  'no choices for ever': [pace(chunked(sse({'choices': []}, done=False), last=False), begun(FINISHED))],
                  'more of the answer': [more]}
         with mock.patch.object(streamlite, 'PATIENCE', 0.2):
-            for name, result in outcomes(cases):
+            for name, result in outcomes(cases, deadline=2):
                 with self.subTest(name):
                     self.assertEqual(result.result, 'Hello world' + ('!' * 6 if 'more' in name else ''))
                     self.assertLess(result.seconds, 1)
@@ -2746,6 +2711,14 @@ class ConnectionTest(TestCase):
             self.assertText(ask(asker), 'Hello world')
             self.assertText(ask(asker), 'Hello world')
             self.assertEqual([request.connection for request in server.requests], [1, 1, 2])
+        # but who worked on it for a while may have done so to the end, and is not asked twice unless retries are wanted
+        now, late = time.monotonic, []
+        script = lambda peer: (late.append(2), peer.close())
+        with Server(stream_reply(HELLO), script, stream_reply(HELLO)) as server, client(server) as asker:
+            with mock.patch('time.monotonic', lambda: now() + sum(late)):
+                self.assertText(ask(asker), 'Hello world')
+                self.assertRaises(streamlite.APIConnectionError, ask, asker)
+            self.assertEqual(len(server.requests), 2)
 
     def test_nobody_gets_the_bytes_of_another_answer(self):
         other = stream_reply(sse(delta('mine', 'stop')))
@@ -3510,7 +3483,9 @@ class SecretTest(TestCase):
             'where the excerpt ends': error_reply(401, message='y' * 985 + key),
             'as HTML': reply(401, {}, ('<title>bad key %s</title>' % key).encode()),
             'in an event': stream_reply(HELLO_CUT + sse(words)),
-            'in what is no JSON': stream_reply(sse('{bad key %s' % key)),
+            'in what is no JSON, where the excerpt ends': stream_reply(sse('{' + 'y' * 185 + key)),
+            'as the status line': cut(b'HTTP/1.1 %s\r\n\r\n' % key.encode()),
+            'as the size of a chunk': cut(begun(HELLO_CUT) + key.encode() + b'\r\n'),
             'in a finish_reason of error': stream_reply(sse(dict(delta(finish_reason='error'), error=key))),
         }
         for name, answer in cases.items():
@@ -3654,6 +3629,10 @@ class TLSTest(TestCase):
             for name in 'SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE':
                 with self.subTest(name), mock.patch.dict(os.environ, {name: path}), self.client(server) as asker:
                     self.assertText(ask(asker), 'Hello world')
+            with mock.patch.dict(os.environ, SSL_CERT_FILE=path):
+                asker = self.client(server)
+            with asker:  # which keeps what it read
+                self.assertText(ask(asker), 'Hello world')
             with mock.patch.dict(os.environ, SSL_CERT_FILE=path + '.missing'):
                 with self.assertRaises(streamlite.OpenAIError) as caught, self.client(server) as asker:
                     ask(asker)
@@ -4017,6 +3996,50 @@ class AsyncClientTest(AsyncTestCase):
         self.assertEqual(length, 250000)
         self.assertGreater(turns, 10)
 
+    def test_a_body_that_comes_to_nothing_leaves_the_loop_to_others(self):
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        nothing = packer.flush() * 1000  # members of gzip that hold no byte
+
+        def script(peer):
+            peer.send(head(200, {'Content-Encoding': 'gzip'}))
+            while True:
+                peer.send(nothing)
+
+        async def main(server):
+            async with async_client(server, deadline=0.2) as asker:
+                reading = asyncio.ensure_future(gather_text(await ask(asker)))
+                turns = 0
+                while not reading.done():
+                    await asyncio.sleep(0.001)
+                    turns += 1
+                with self.assertRaises(streamlite.APITimeoutError):
+                    await reading
+                return turns
+
+        with Server(script) as server:
+            self.assertGreater(self.run_async(main(server)), 10)
+
+    def test_where_the_loop_cannot_watch_sockets_threads_read(self):
+        async def stream(server):
+            async with async_client(server) as asker:
+                return await gather_text(await ask(asker))
+
+        async def main(quiet, server, gone):
+            waiting = [asyncio.ensure_future(stream(quiet)) for _ in range(12)]
+            while len(quiet.requests) < 12:
+                await asyncio.sleep(0.001)
+            self.assertEqual(await asyncio.wait_for(stream(server), 3), 'Hello world')  # less than they wait
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            self.assertTrue(await self.happened(gone))
+
+        gone = threading.Event()
+        with mock.patch.object(asyncio.SelectorEventLoop, 'add_reader', side_effect=NotImplementedError):
+            with Server(lambda peer: (peer.send(WAITING), peer.wait_closed() and gone.set())) as quiet:
+                with Server(stream_reply(HELLO)) as server:
+                    self.run_async(main(quiet, server, gone))
+
     def test_64_streams_run_beside_a_default_executor_that_is_full(self):
         release = threading.Event()
 
@@ -4143,24 +4166,29 @@ class AsyncClientTest(AsyncTestCase):
             async with async_client(server, deadline=5) as asker:
                 return await gather_text(await ask(asker))
 
-        with Server(stall()) as mute, Server(stream_reply(HELLO)) as server:
+        def look_up(*args):
+            if os.getpid() == parent:
+                answered.wait(5)
+            return known(*args)
+
+        parent, known, answered = os.getpid(), socket.getaddrinfo, threading.Event()
+        with Server(stream_reply(HELLO)) as server, mock.patch('socket.getaddrinfo', look_up):
             loop = asyncio.new_event_loop()
-            opening = [asyncio.ensure_future(stream(mute), loop=loop) for _ in range(20)]
+            opening = [asyncio.ensure_future(stream(server), loop=loop) for _ in range(20)]
             loop.run_until_complete(asyncio.wait(opening, timeout=0))
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of forking beside threads
                 child = os.fork()
             if not child:
                 try:
-                    os._exit(0 if asyncio_run(stream(server)) == 'Hello world' else 1)
+                    os._exit(0 if asyncio_run(asyncio.wait_for(stream(server), 3)) == 'Hello world' else 1)
                 finally:
                     os._exit(2)
             code = os.waitpid(child, 0)[1]
-            for task in opening:
-                task.cancel()
-            loop.run_until_complete(asyncio.wait(opening))
+            answered.set()
+            texts = loop.run_until_complete(asyncio.gather(*opening))
             loop.close()
-            self.assertEqual(code, 0)
+            self.assertEqual((code, texts), (0, ['Hello world'] * 20))
 
     def test_a_client_outlives_its_event_loop(self):
         with Server(stream_reply(HELLO)) as server:
@@ -4281,33 +4309,28 @@ class AsyncEndTest(AsyncTestCase):
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 task.cancel()
-                try:
+                more.set()
+                with self.assertRaises(streamlite.APIConnectionError):
                     await task
-                    return ''.join(texts)
-                except (streamlite.APIConnectionError, asyncio.CancelledError):
-                    return ''.join(texts) + '...'
+                return ''.join(texts)
 
-        pieces = ['%d ' % number for number in range(6)]
-        script = stream_reply(sse(*[delta(piece) for piece in pieces] + [delta(finish_reason='stop')]))
-        cut_short = set()
-        for turns in range(12):
-            with self.subTest(turns), Server(
-                    lambda peer: [peer.send(script[at:at + 150]) for at in range(0, len(script), 150)]) as server:
-                text = self.run_async(main(server, turns))
-                if text.endswith('...'):
-                    cut_short.add(text)
-                    text = text[:-3]
-                    self.assertTrue(''.join(pieces).startswith(text), text)
-                else:
-                    self.assertEqual(text, ''.join(pieces))
-        self.assertTrue(cut_short)
+        rest = chunked(sse(delta('world'), delta(finish_reason='stop')))
+        seen = set()
+        for turns in range(1, 8):
+            more = threading.Event()
+            script = lambda peer, more=more: (peer.send(WAITING), more.wait(5), peer.send(rest))
+            with self.subTest(turns), Server(script) as server:
+                seen.add(self.run_async(main(server, turns)))
+        self.assertIn('Hello ', seen)
+        self.assertLessEqual(seen, {'', 'Hello '})
 
     def test_no_callback_stays_on_the_task(self):
         async def main(server):
             current = getattr(asyncio, 'current_task', None) or asyncio.Task.current_task
             before = len(current()._callbacks or ())
             async with async_client(server) as asker:
-                await (await ask(asker)).collect()
+                finished = await ask(asker)
+                await finished.collect()
                 async for _ in await ask(asker):
                     break
                 gc.collect()
@@ -4891,7 +4914,8 @@ class CommandTest(CommandTestCase):
         for arguments, word in ((['--no-such-option'], '--no-such-option'), (['-o', 'x'], 'KEY=VALUE'),
                                 (['-o', 'x=@/no/such'], '/no/such'), (['--timeout', 'soon'], 'soon'),
                                 (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME'), (['--key-env', KEY], '--key-env'),
-                                (['--key', KEY], '--key'), (['--key=' + KEY], '--key'), (['--Key', KEY], 'unrec'),
+                                (['--key', KEY], 'unrecognized: --key'), (['--key=' + KEY], '--key'),
+                                (['--Key', KEY], 'unrecognized'),
                                 (['-o', 'x=@' + FOLDER], FOLDER), (['-o', 'x=' + '[' * 100000], 'deep')):
             with self.subTest(arguments):
                 ran = run_main('hi', *arguments)
@@ -5390,13 +5414,13 @@ class SDKCompatibilityTest(TestCase):
     """What programs do with the SDK's objects beside asking."""
 
     def test_what_is_assigned_to_a_client_counts_for_copies_too(self):
-        with Server(stream_reply(HELLO)) as server, client(server, api_key='old', base_url='http://nobody.invalid') as asker:
-            asker.api_key, asker.base_url, asker.max_retries = KEY, server.url + '/?v=1', 7
+        with Server(stream_reply(HELLO)) as server, client(server, base_url='http://nobody.invalid') as asker:
+            asker.api_key, asker.base_url, asker.max_retries = 'sk-new', server.url + '/?v=1', 7
             for other in asker, asker.with_options(timeout=3), asker.copy():
                 self.assertText(ask(other), 'Hello world')
                 self.assertEqual(other.max_retries, 7)
             self.assertEqual([(request.path, request.headers['authorization']) for request in server.requests],
-                             [('/v1/chat/completions?v=1', 'Bearer ' + KEY)] * 3)
+                             [('/v1/chat/completions?v=1', 'Bearer sk-new')] * 3)
             with self.assertRaises(streamlite.OpenAIError):
                 asker.base_url = 'ftp://nobody.invalid'
 
