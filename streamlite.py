@@ -886,7 +886,9 @@ class _ChunkReader:
                 start = at
                 try:
                     fields, at = _raw_decode(text, at)
-                    if text.count("{", start, at) + text.count("[", start, at) > MAX_DEPTH and _is_too_deep(fields):
+                    if (at - start > 5 * MAX_DEPTH  # what is shorter cannot be deep enough to do harm
+                            and text.count("{", start, at) + text.count("[", start, at) > MAX_DEPTH
+                            and _is_too_deep(fields)):
                         raise ValueError("too deep")
                 except (ValueError, RecursionError) as error:  # RecursionError: too deep for the parser
                     self._cut_short = _stops_at_the_end(error, text)
@@ -897,7 +899,7 @@ class _ChunkReader:
                 if fields.get("error") or fields.get("object") == "error":
                     raise self._failure(fields)
                 if self._wanted == "choices":
-                    self._mending = bool(self._held or _find_surrogate(text, start, at))
+                    self._mending = bool(self._held or "\\" in text and _find_surrogate(text, start, at))
                     self._read_object(fields, chunks)
                 else:
                     self.found, self._recognised = fields, isinstance(fields.get(self._wanted), list)
