@@ -808,6 +808,7 @@ class _ChunkReader:
         self._recognised = False
         self._whole_reply = False        # a message has come that is no delta
         self._cut_short = False
+        self._ended_in_error = False
         self._mending = False
         self._held: Dict[Any, str] = {}  # high surrogates that wait for their other half
 
@@ -926,10 +927,10 @@ class _ChunkReader:
         if choices.__class__ is not list:
             choices = [choices] if choices.__class__ is dict else []
         fields["choices"] = [self._choice(choice) for choice in choices if choice.__class__ is dict]
-        if fields.get("usage").__class__ is dict:
+        if "usage" in fields and fields["usage"].__class__ is dict:
             fields["usage"] = _wire(CompletionUsage, fields["usage"])
         chunk = _instance(ChatCompletionChunk, fields)
-        if "error" in [choice.finish_reason for choice in chunk.choices]:
+        if self._ended_in_error:
             if any(choice.index in self.streamed for choice in chunk.choices):
                 chunks.append(chunk)
             raise APIError('the server ended the answer with finish_reason "error"', body=chunk.to_dict())
@@ -949,13 +950,15 @@ class _ChunkReader:
         if self._mending:
             fields = {key: self._mend(value) for key, value in fields.items() if key != "delta"}
             delta = self._mend(delta, (index,))
-        if delta.get("tool_calls").__class__ is dict:  # older TGI
+        if "tool_calls" in delta and delta["tool_calls"].__class__ is dict:  # older TGI
             delta["tool_calls"] = [delta["tool_calls"]]
         if index not in self.streamed and any(value for key, value in delta.items() if key != "role"):
             self.streamed.add(index)
         fields["delta"] = _wire(ChoiceDelta, delta)
         if fields.get("logprobs").__class__ is dict:
             fields["logprobs"] = _wire(ChoiceLogprobs, fields["logprobs"])
+        if fields.get("finish_reason") == "error":
+            self._ended_in_error = True
         return _instance(Choice, fields)
 
     def _instead_of_delta(self, fields: Dict[str, Any], index: int) -> Dict[str, Any]:
