@@ -1133,6 +1133,8 @@ class _Answer:
 
     def add(self, choice: Dict[str, Any]) -> None:
         for key, value in choice.items():
+            if value is None or key == "message":
+                continue
             if key == "delta":
                 self._add_delta(value.__dict__)
             elif key == "finish_reason":
@@ -1142,7 +1144,7 @@ class _Answer:
                 for name, items in value.__dict__.items() if isinstance(value, _WireObject) else ():
                     if isinstance(items, list):
                         self._lists.setdefault((key, name), []).extend(items)
-            elif value is not None and key != "message":
+            else:
                 self._choice[key] = value
 
     def _add_delta(self, delta: Dict[str, Any]) -> None:
@@ -1212,10 +1214,11 @@ class Accumulator:
     def add(self, chunk: ChatCompletionChunk) -> None:
         for key, value in chunk.__dict__.items():
             if key == "choices":
-                for choice in value:
-                    answer = self._answers.get(choice.index)
+                for choice in value or ():
+                    index = choice.index or 0
+                    answer = self._answers.get(index)
                     if answer is None:
-                        answer = self._answers[choice.index] = _Answer()
+                        answer = self._answers[index] = _Answer()
                     answer.add(choice.__dict__)
             elif value is None or value == "":
                 continue
@@ -3444,7 +3447,7 @@ class _Command:
 
     def read_stdin(self) -> str:
         """What is piped in; a slow pipe is waited for, with a word."""
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty() and "-" not in self.args.prompt:
             return ""
         timer = threading.Timer(3.0, self.console.tell, ["waiting for the end of standard input (< /dev/null if none)"])
         timer.daemon = True
