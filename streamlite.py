@@ -1425,7 +1425,7 @@ class _Call:
         self.proxy = ""                 # host:port
         self.secrets: Set[str] = set()  # what no error may show, though a server repeats it
         self.cancelled = threading.Event()
-        self.on_sent: Callable[[], Any] = lambda: None  # called when the wait for the answer begins
+        self.waits: Callable[[bool], None] = lambda begin: None  # called when a wait for the network begins and ends
         self.sock: Any = None
         self._pid = os.getpid()
 
@@ -1786,7 +1786,9 @@ class _Handler(urllib.request.BaseHandler):
         early: Optional[OSError] = None
         try:
             if connection.sock is None:
+                call.waits(True)
                 connection.connect()
+                call.waits(False)
             call.connecting = False
             call.start_answer()
             call.attach(connection.sock)
@@ -1794,7 +1796,7 @@ class _Handler(urllib.request.BaseHandler):
                 connection.request(request.get_method(), request.selector, request.data, headers)
             except OSError as error:  # a server that refuses may answer before it has read everything (413, 401)
                 early = error
-            call.on_sent()
+            call.waits(True)
             try:
                 response = request.response = cast(_HTTPResponse, connection.getresponse())
             except _FAULTS:
@@ -2799,8 +2801,9 @@ class OpenAI(_BaseClient, _Closing):
 # ----------------------------------------------------------------------------------------------------------------------
 
 class _Workers:
-    """Daemon threads that are there while there is work.  A bounded number of them is busy: a thousand streams opened
-    at once would else fight for the interpreter.  A thread that waits for the server's answer is not busy any more.
+    """Daemon threads that are there while there is work.  None is started while some are busy: a thousand streams
+    opened at once would else fight each other, and the loop, for the interpreter.  Who waits for the network is not
+    busy.
 
     asyncio's default executor is not used: streams that wait would starve whatever else needs it.
     """
@@ -2817,12 +2820,12 @@ class _Workers:
         if self._pid != os.getpid():
             self.__init__(self._limit)  # type: ignore[misc]  # forked: the threads stayed with the parent
         self._jobs.append(job)
-        self.free(0)
+        self.count(0)
 
-    def free(self, count: int = 1) -> None:
-        """A worker begins to wait, or ends: another one may start."""
+    def count(self, busy: int) -> None:
+        """So many more workers are busy, or fewer: then another one may start."""
         with self._lock:
-            self._busy -= count
+            self._busy += busy
             if not self._jobs or self._busy >= self._limit:
                 return
             self._busy += 1
@@ -2833,7 +2836,7 @@ class _Workers:
             job(error)
 
 
-_workers = _Workers(8)
+_workers = _Workers(2)
 
 
 async def _in_thread(call: _Call, function: Callable[..., Any], *args: Any) -> Any:
@@ -2841,22 +2844,22 @@ async def _in_thread(call: _Call, function: Callable[..., Any], *args: Any) -> A
     import asyncio
     loop = asyncio.get_event_loop()
     future = loop.create_future()
-    freed = threading.Lock()
+    waiting = [False]
 
-    def free() -> None:
-        if freed.acquire(False):  # once
-            _workers.free()
+    def waits(begin: bool) -> None:
+        if begin != waiting[0]:
+            waiting[0] = begin
+            _workers.count(-1 if begin else 1)
 
     def job(error: Optional[BaseException] = None) -> None:
         result, failure = None, error
-        call.on_sent = free
+        call.waits = waits
         try:
             if failure is None:
-                loop.call_soon_threadsafe(loop.call_later, 0.05, free)  # what takes longer waits for the network
                 result = function(*args)
         except BaseException as raised:  # for the one who waits
             failure = raised
-        free()
+        waits(True)  # for good
         try:
             loop.call_soon_threadsafe(_settle, future, result, failure)
         except RuntimeError:  # the loop was closed meanwhile
@@ -2993,7 +2996,7 @@ class AsyncStream(_BaseStream, _AsyncClosing):
         except NotImplementedError:  # Windows' proactor loop
 
             def read() -> Optional[bytes]:
-                self._call.on_sent()  # it waits from the start
+                self._call.waits(True)  # from the start
                 return self._receive()
 
             self._absorb(await _in_thread(self._call, read))
