@@ -84,7 +84,7 @@ MAX_EVENT = 16 * 1024 * 1024    # a line, an event, or a whole JSON reply
 MAX_DEPTH = 100                 # objects and lists in one another (replies have about ten)
 MAX_INFLATED = 1 << 30          # a whole body after gzip or deflate
 MAX_HEADERS = 256 * 1024        # a header block, interim answers and trailers included (nginx sends at most 32 KiB)
-MAX_CHUNK_LINE = 16 * 1024     # a chunk's size with its extensions (llhttp allows as much)
+MAX_CHUNK_LINE = 16 * 1024      # a chunk's size with its extensions (llhttp allows as much)
 MAX_ERROR_BODY = 64 * 1024      # of an error reply; what is beyond is not read
 MAX_IDLE = 16                   # connections kept for later
 IDLE_SECONDS = 30.0             # a firewall may forget an idle connection, silently, from one minute on
@@ -1689,7 +1689,7 @@ class _ProxyError(OSError):
 
 
 class _HTTPConnection(http.client.HTTPConnection):
-    """A connection, plain or TLS, straight or through a proxy; `request` is the one that it serves at present."""
+    """A connection, plain or TLS, straight or through a proxy; `served` is the request that it has at present."""
 
     def __init__(self, request: _Request, context: Any) -> None:
         self.default_port = 443 if request.type == "https" and not request.tunnel else 80
@@ -1739,7 +1739,7 @@ class _HTTPConnection(http.client.HTTPConnection):
         lines = ["CONNECT %s HTTP/1.1" % request.tunnel, "Host: " + request.tunnel, "User-Agent: " + _user_agent()]
         if request.has_header("Proxy-authorization"):
             lines.append("Proxy-Authorization: " + cast(str, request.get_header("Proxy-authorization")))
-        self.sock.settimeout(request.call.left())
+        request.call.attach(self.sock)
         self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
         response = _HTTPResponse(self.sock, method="CONNECT", call=request.call)
         try:
