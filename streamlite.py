@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Stream chat completions from any OpenAI-compatible server, with nothing but Python's standard library.
+"""Stream chat completions from any OpenAI-compatible server with Python's standard library alone.
 
-Copy this file; code written for the official SDK runs with one line changed:
+Copy this file; a program written for the official SDK runs with its import lines changed:
 
     from streamlite import OpenAI
 
-    client = OpenAI()                     # OPENAI_API_KEY and OPENAI_BASE_URL, or api_key= and base_url=
+    client = OpenAI()             # OPENAI_API_KEY and OPENAI_BASE_URL, or api_key= and base_url=
     with client.chat.completions.create(
         model="gpt-4o-mini",
         messages=[{"role": "user", "content": "Say hello."}],
@@ -15,31 +15,68 @@ Copy this file; code written for the official SDK runs with one line changed:
         for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
                 print(chunk.choices[0].delta.content, end="", flush=True)
-    print(stream.completion.usage)        # what was streamed, in the shape of a whole reply
+    print(stream.completion.usage)          # what was streamed, in the shape of a whole reply
 
 From a shell: python3 -m streamlite --demo "Explain server-sent events"
 
 What this file reads, opens and contacts:
 
-    environment    OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID; certificates: SSL_CERT_FILE,
-                   SSL_CERT_DIR, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; proxies, as urllib reads them: HTTP_PROXY,
-                   HTTPS_PROXY, NO_PROXY, REQUEST_METHOD; the command only: OPENAI_MODEL, NO_COLOR, TERM, and
-                   what --key-env names
-    files          certificates, for reading; the command only: what -o KEY=@FILE and --cacert name
-    hosts          the one of base_url (or the proxy before it); DemoServer listens on 127.0.0.1
-    never          writes a file, starts a process, checks for updates, follows a redirect to another origin, sends a
-                   key anywhere but to base_url; the synchronous client starts no thread
+    environment   OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID; for Azure
+                  AZURE_OPENAI_API_KEY, AZURE_OPENAI_AD_TOKEN, AZURE_OPENAI_ENDPOINT,
+                  OPENAI_API_VERSION; certificates: SSL_CERT_FILE, SSL_CERT_DIR,
+                  REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; proxies, as urllib reads them: HTTP_PROXY,
+                  HTTPS_PROXY, NO_PROXY, REQUEST_METHOD; the command alone: OPENAI_MODEL,
+                  NO_COLOR, TERM, and what --key-env and -H name
+    files         certificates, for reading; the command alone: what -o KEY=@FILE and --cacert name
+    hosts         the one of base_url, or the proxy before it; DemoServer listens on 127.0.0.1
+    never         writes a file, starts a process, checks for updates, follows a redirect to
+                  another origin, sends a key anywhere but to base_url; the synchronous client
+                  starts no thread
 
-A token's way, and the order of this file: socket -> body bytes -> SSEDecoder -> ServerSentEvent -> payloads ->
-ChatCompletionChunk -> your loop, and beside it Accumulator -> ChatCompletion.  Runs on Python 3.6.1 and newer.
+A reply is a pull pipeline of generators.  Each stage knows the one before it and does no I/O:
+
+    bytes received -> _framed -> _inflated -> _payloads -> _answer -> chunks -> your loop
+
+What is wrong is raised where it is known, and so comes after all that preceded it.  Where nothing
+has come yet, b"" or None passes through every stage to whoever drives the pipeline, and he waits.
+
+The states of a stream, and who sets each:
+
+    unopened    the constructor
+    streaming   _begin, with an attempt; a retry is a new attempt, nothing is reset by hand
+    whole       _finish, when _answer says so
+    failed      _retry, when there is to be no other attempt; _interrupt; close
+
+Where to find what (the sections follow in this order):
+
+    Errors                what can be raised, and what every error carries
+    Wire objects          the classes of the protocol
+    Server-sent events    SSEDecoder and encode_sse
+    Answers               _answer judges whether a reply is whole; _Door mends what servers send
+    Accumulation          chunks become a ChatCompletion
+    Bodies                chunked coding, Content-Length, gzip
+    Transport             _Call keeps the time, _Secrets hides keys, _Connection.fill receives,
+                          _Pool.release keeps connections, _Transport.open sends a request
+    Retries               _retry_wait decides whether to ask again
+    Streams               Stream, and _BaseStream._complete, which completes every error
+    Clients               OpenAI, AzureOpenAI, and the checks of what the caller passes
+    Asynchronous clients  AsyncOpenAI: the same with asyncio; nothing above knows it
+    Demo server           DemoServer
+    Command line          python -m streamlite
+    Licence               MIT
+
+Runs on Python 3.6.1 and newer.
 """
 
 import collections
+import contextlib
 import copy
 import copyreg
+import errno
 import functools
 import http.client
 import io
+import itertools
 import json
 import math
 import os
@@ -50,58 +87,82 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-import weakref
 import zlib
-from typing import (TYPE_CHECKING, Any, AsyncIterator, Callable, Deque, Dict, Iterable, Iterator, List, Mapping,
-                    NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Type, TypeVar, Union, cast, overload)
+from typing import (TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Deque, Dict, FrozenSet,
+                    Generator, Generic, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
+                    Optional, Sequence, Set, Tuple, Type, TypeVar, Union, cast, overload)
 
 try:
     import ssl
-except ImportError:  # some embedded Pythons have none: plain http still works
+except ImportError:  # Some embedded Pythons have none; plain http still works.
     ssl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from typing import Literal
 
-__version__ = "1.0"
+__version__ = "1.1"
 __all__ = [
-    "OpenAI", "AsyncOpenAI", "Client", "AsyncClient", "Stream", "AsyncStream", "NOT_GIVEN", "NotGiven", "Omit", "omit",
-    "not_given", "OpenAIError", "APIError", "APIConnectionError", "APITimeoutError", "APIStatusError",
-    "APIResponseValidationError", "BadRequestError", "AuthenticationError", "PermissionDeniedError", "NotFoundError",
-    "ConflictError", "UnprocessableEntityError", "RateLimitError", "InternalServerError", "Request", "Response",
-    "ServerSentEvent", "SSEDecoder", "encode_sse", "Accumulator", "DemoServer", "ChatCompletionChunk", "Choice",
-    "ChoiceDelta", "ChoiceDeltaToolCall", "ChoiceDeltaToolCallFunction", "ChatCompletion", "CompletionChoice",
-    "ChatCompletionMessage", "ChatCompletionMessageToolCall", "Function", "FunctionCall", "ChatCompletionAudio",
-    "ChoiceLogprobs", "ChatCompletionTokenLogprob", "TopLogprob", "CompletionUsage", "PromptTokensDetails",
-    "CompletionTokensDetails", "Model", "ModelPage", "main"]
+    "OpenAI", "AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI", "Client", "AsyncClient", "Stream",
+    "AsyncStream", "NOT_GIVEN", "NotGiven", "Timeout", "Omit", "omit", "not_given", "OpenAIError",
+    "APIError", "APIConnectionError", "APITimeoutError", "APIStatusError",
+    "APIResponseValidationError", "BadRequestError", "AuthenticationError",
+    "PermissionDeniedError", "NotFoundError", "ConflictError", "UnprocessableEntityError",
+    "RateLimitError", "InternalServerError", "LengthFinishReasonError",
+    "ContentFilterFinishReasonError", "Request", "Response", "ServerSentEvent", "SSEDecoder",
+    "encode_sse", "Accumulator", "DemoServer", "ChatCompletionChunk", "Choice", "ChoiceDelta",
+    "ChoiceDeltaToolCall", "ChoiceDeltaToolCallFunction", "ChatCompletion", "CompletionChoice",
+    "ChatCompletionMessage", "ChatCompletionMessageToolCall", "Function", "FunctionCall",
+    "ChatCompletionAudio", "ChoiceLogprobs", "ChatCompletionTokenLogprob", "TopLogprob",
+    "CompletionUsage", "PromptTokensDetails", "CompletionTokensDetails", "Model", "ModelPage",
+    "ChatModel", "ChatCompletionReasoningEffort", "ChatCompletionMessageFunctionToolCall",
+    "ChatCompletionMessageToolCallUnion", "ChatCompletionMessageParam",
+    "ChatCompletionSystemMessageParam", "ChatCompletionDeveloperMessageParam",
+    "ChatCompletionUserMessageParam", "ChatCompletionAssistantMessageParam",
+    "ChatCompletionToolMessageParam", "ChatCompletionFunctionMessageParam",
+    "ChatCompletionContentPartParam", "ChatCompletionContentPartTextParam",
+    "ChatCompletionContentPartImageParam", "ChatCompletionContentPartInputAudioParam",
+    "ChatCompletionToolParam", "ChatCompletionToolUnionParam", "ChatCompletionFunctionToolParam",
+    "ChatCompletionMessageToolCallParam", "ChatCompletionMessageToolCallUnionParam",
+    "ChatCompletionMessageFunctionToolCallParam", "ChatCompletionToolChoiceOptionParam",
+    "ChatCompletionNamedToolChoiceParam", "ChatCompletionStreamOptionsParam",
+    "CompletionCreateParams", "FunctionDefinition", "FunctionParameters", "ResponseFormat", "main"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-DEFAULT_TIMEOUT = (5.0, 600.0)  # seconds to connect, and to wait for the next event: the SDK's
-DEFAULT_MAX_RETRIES = 2         # the SDK's
+DEFAULT_TIMEOUT = (5.0, 600.0)  # Seconds to connect, and to wait for the next event: the SDK's.
+DEFAULT_MAX_RETRIES = 2         # The SDK's.
 
-# What the other side may make us hold.  The largest events seen are images in base64, of some megabytes.
-MAX_EVENT = 16 * 1024 * 1024    # a line, an event, or a whole JSON reply
-MAX_DEPTH = 100                 # objects and lists in one another (replies have about ten)
-MAX_INFLATED = 1 << 30          # a whole body after gzip or deflate
-MAX_HEADERS = 256 * 1024        # a header block, interim answers and trailers included (nginx sends at most 32 KiB)
-MAX_CHUNK_LINE = 16 * 1024      # a chunk's size with its extensions (llhttp allows as much)
-MAX_ERROR_BODY = 64 * 1024      # of an error reply; what is beyond is not read
-MAX_IDLE = 16                   # connections kept for later
-IDLE_SECONDS = 30.0             # a firewall may forget an idle connection, silently, from one minute on
-PATIENCE = 5.0                  # seconds that an error's body, or the end of a finished stream, is waited for
-MAX_RETRY_AFTER = 120.0         # a server that asks for more than these seconds gets no retry
+# What the other side may make us hold, and wait for.
+MAX_EVENT = 16 * 1024 * 1024    # A line, an event or a whole reply; base64 images reach 10 MB.
+MAX_DEPTH = 64                  # Objects and lists in one another; replies have about ten.
+MAX_CHOICES = 1024              # Choices in an event, and tool calls in a choice of it.
+MAX_INFLATED = 1 << 30          # A whole body after gzip or deflate,
+MAX_RATIO = 256                 # and, beyond its first MiB, so many times what was received.
+MAX_HEADERS = 256 * 1024        # A header block with interim answers, or trailers; nginx: 32 KiB.
+MAX_CHUNK_LINE = 16 * 1024      # A chunk's size with its extensions; llhttp allows as much.
+MAX_ERROR_BODY = 64 * 1024      # Of an error reply; what is beyond is not read.
+MAX_IDLE = 16                   # Connections kept for later,
+IDLE_SECONDS = 30.0             # so long: firewalls forget idle ones silently from one minute on.
+PATIENCE = 5.0                  # Seconds for an error's body, or for the end of a finished stream.
+MAX_RETRY_AFTER = 120.0         # A server that asks for more than these seconds gets no retry.
+FIRST_BACK_OFF = 0.5            # Seconds before the first retry; doubled with each one
+LAST_BACK_OFF = 8.0             # up to these: the SDK's.
 
 
 def _log(level: str, message: str, *values: object) -> None:
-    """Log to the "streamlite" logger: nobody listens who has not imported logging, and importing it is not free."""
+    """Log to the "streamlite" logger.
+
+    Nobody listens who has not imported logging, and importing it takes a third of our own time.
+    """
     logging = sys.modules.get("logging")
     if logging is not None:
         getattr(logging.getLogger("streamlite"), level)(message, *values)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Errors: the SDK's tree.  Whatever a server or a network does, one of these is raised and nothing else.
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Errors
+#
+# The SDK's tree.  Whatever a server or a network does, one of these is raised and nothing else.
+# --------------------------------------------------------------------------------------------------
 
 class Request(NamedTuple):
     """What was asked, without headers and body, so that nothing secret travels with an error."""
@@ -111,10 +172,18 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """The head of the server's answer; `headers` is an `email.message.Message`: `get` ignores case."""
+    """The head of the server's answer, and of an error reply the text that was read.
+
+    `headers` is an `email.message.Message`, whose `get` ignores case.
+    """
 
     status_code: int
     headers: Any
+    text: str = ""
+
+    def json(self) -> Any:
+        """Parse `text`.  Raises ValueError where it is no JSON."""
+        return json.loads(self.text)
 
     @property
     def request_id(self) -> Optional[str]:
@@ -123,14 +192,17 @@ class Response(NamedTuple):
 
 
 def _request_id(headers: Any) -> Optional[str]:
-    names = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
-    return next((headers[name] for name in names if headers.get(name)), None)
+    for name in ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid"):
+        value = headers.get(name)
+        if value:
+            return str(value)
+    return None
 
 
 class OpenAIError(Exception):
     """The root of all errors here.
 
-    partial:     the `ChatCompletion` so far, on every error raised after the stream began, else None
+    partial:     the `ChatCompletion` so far, on every error raised after the stream began
     attempts:    requests made, retries included
     elapsed:     seconds since the call was made
     retry_after: seconds that the server asked to wait, or None
@@ -141,18 +213,25 @@ class OpenAIError(Exception):
     elapsed: float = 0.0
     retry_after: Optional[float] = None
 
-    def __reduce__(self) -> Any:  # keyword-only arguments defeat the way in which exceptions are pickled
-        return copyreg.__newobj__, (type(self),) + self.args, self.__dict__  # type: ignore[attr-defined]
+    def __reduce__(self) -> Any:
+        # Exceptions are pickled as a call with `args`, which keyword-only arguments defeat.
+        return copyreg.__newobj__, (type(self),) + self.args, self.__dict__  # type: ignore
 
 
 class APIError(OpenAIError):
-    """The call failed.  `body` is the server's error object (or text) where it sent one; `code`, `param` and `type`
-    are its members."""
+    """The call failed.
 
-    def __init__(self, message: str, request: Optional[Request] = None, *, body: Any = None) -> None:
+    `body` is the server's error object, or text, where it sent one; `code`, `param` and `type`
+    are its members.
+    """
+
+    request: Request
+
+    def __init__(self, message: str, request: Optional[Request] = None, *,
+                 body: Any = None) -> None:
         super().__init__(message)
         self.message = message
-        self.request = request
+        self.request = cast(Request, request)
         self.response: Optional[Response] = None
         self.body = body
         fields = body if isinstance(body, dict) else {}
@@ -162,11 +241,12 @@ class APIError(OpenAIError):
 
     @property
     def request_id(self) -> Optional[str]:
+        """The id that the server's operators ask for."""
         return _request_id(self.response.headers) if self.response else None
 
 
 class APIResponseValidationError(APIError):
-    """The server answered with something else than a chat completion; `body` is the start of it."""
+    """The server answered with something else than a chat completion; `body` is its start."""
 
     def __init__(self, response: Optional[Response] = None, body: Any = None, *,
                  message: str = "Data returned by API invalid for expected schema.") -> None:
@@ -181,23 +261,28 @@ class APIResponseValidationError(APIError):
 class APIConnectionError(APIError):
     """No connection, or it was lost before the answer was whole."""
 
-    def __init__(self, *, message: str = "Connection error.", request: Optional[Request] = None) -> None:
+    def __init__(self, *, message: str = "Connection error.",
+                 request: Optional[Request] = None) -> None:
         super().__init__(message, request)
 
 
 class APITimeoutError(APIConnectionError):
     """`timeout` or `deadline` passed."""
 
-    def __init__(self, request: Optional[Request] = None, *, message: str = "Request timed out.") -> None:
+    def __init__(self, request: Optional[Request] = None, *,
+                 message: str = "Request timed out.") -> None:
         super().__init__(message=message, request=request)
 
 
 class APIStatusError(APIError):
-    """The server refused: with this HTTP status, or with an error in the stream that has this number as its code."""
+    """The server refused: with this HTTP status, or with an error in the stream of this code."""
 
-    def __init__(self, message: str, *, response: Optional[Response] = None, body: Any = None) -> None:
+    response: Response
+
+    def __init__(self, message: str, *, response: Optional[Response] = None,
+                 body: Any = None) -> None:
         super().__init__(message, body=body)
-        self.response = response
+        self.response = cast(Response, response)
         self.status_code: int = response.status_code if response else 0
 
 
@@ -233,34 +318,56 @@ class InternalServerError(APIStatusError):
     """500 and above"""
 
 
+class LengthFinishReasonError(OpenAIError):
+    """A reply was cut by the token limit: the SDK's `parse` raises it, nothing here does."""
+
+    def __init__(self, *, completion: "ChatCompletion") -> None:
+        super().__init__("the reply was cut by the token limit")
+        self.completion = completion
+
+
+class ContentFilterFinishReasonError(OpenAIError):
+    """A reply was cut by a content filter: the SDK's `parse` raises it, nothing here does."""
+
+    def __init__(self, *, completion: "Optional[ChatCompletion]" = None) -> None:
+        super().__init__("the reply was cut by the content filter")
+        self.completion = completion
+
+
 _STATUS_ERRORS: Dict[int, Type[APIStatusError]] = {
-    400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError, 404: NotFoundError,
-    409: ConflictError, 422: UnprocessableEntityError, 429: RateLimitError}
+    400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError,
+    404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError, 429: RateLimitError}
 
 
 def _status_error_class(status: int) -> Type[APIStatusError]:
-    return _STATUS_ERRORS.get(status) or (InternalServerError if status >= 500 else APIStatusError)
+    if status >= 500:
+        return InternalServerError
+    return _STATUS_ERRORS.get(status, APIStatusError)
 
 
 def _excerpt(text: str, length: int = 200) -> str:
-    """The start of a text that somebody else wrote, on one line and without control characters."""
-    text = "".join(c if c.isprintable() else " " for c in text[:4 * length])
+    """The start of a text that somebody else wrote, on one line, without control characters.
+
+    Secrets must be hidden before, lest half of one is left at the cut.
+    """
+    text = "".join([c if c.isprintable() else " " for c in text[:4 * length]])
     text = " ".join(text.split())
     return text if len(text) <= length else text[:length] + "..."
 
 
 def _parse_int(digits: str) -> int:
-    """What newer Pythons refuse, too: converting takes quadratic time."""
+    """Refuse what newer Pythons refuse, too: the conversion takes quadratic time."""
     if len(digits) > 4300:
         raise ValueError("an integer of %d digits" % len(digits))
     return int(digits)
 
 
-_json_decoder = json.JSONDecoder(parse_int=None if hasattr(sys, "set_int_max_str_digits") else _parse_int)
+_json_decoder = json.JSONDecoder(
+    parse_int=None if hasattr(sys, "set_int_max_str_digits") else _parse_int)
 
 
 def _parse_json(text: str) -> Any:
-    """Raises ValueError for whatever is wrong with it."""
+    """Parse JSON text.  Raises ValueError for whatever is wrong with it."""
     try:
         value = _json_decoder.decode(text)
     except RecursionError:
@@ -271,105 +378,173 @@ def _parse_json(text: str) -> Any:
 
 
 def _is_too_deep(value: Any) -> bool:
-    """Deeper than any reply, so that what walks through it may be recursive."""
+    """Whether a JSON value is deeper than any reply.
+
+    What passes may be walked by recursive functions, even if the caller is deep in recursion.
+    """
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [item for outer in level if isinstance(outer, (dict, list))
-                 for item in (outer.values() if isinstance(outer, dict) else outer)]
+        inner: List[Any] = []
+        for outer in level:
+            if isinstance(outer, dict):
+                inner.extend(outer.values())
+            elif isinstance(outer, list):
+                inner.extend(outer)
+        level = inner
     return bool(level)
 
 
 def _server_error(body: Any) -> Tuple[Any, str]:
     """Find the error object in a JSON value that reports one, and the server's words in it."""
     if isinstance(body, list) and body and isinstance(body[0], dict):
-        body = body[0]  # Google wraps its error in a list
+        body = body[0]  # Google wraps its error in a list.
     for key in ("error", "detail", "errors"):
         found = body.get(key) if isinstance(body, dict) else None
         if isinstance(found, str) and found:
             return body, found
-        if found and isinstance(found, list) and isinstance(found[0], dict):  # FastAPI, Cloudflare
-            found = dict(found[0], message="; ".join(_server_error(item)[1] for item in found))
-        if found and isinstance(found, dict):
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            # FastAPI and Cloudflare list what is wrong.
+            return body, "; ".join([_server_error(item)[1] for item in found])
+        if isinstance(found, dict) and found:
             body = found
             break
     if isinstance(body, dict):
         for key in ("message", "msg", "error_description", "title"):
             if isinstance(body.get(key), str) and body[key]:
-                place, more = body.get("loc"), body.get("metadata")
-                words = "%s: %s" % (".".join(map(str, place)), body[key]) if isinstance(place, list) else body[key]
-                raw = more.get("raw") if isinstance(more, dict) else None  # what OpenRouter was told by its provider
-                return body, "%s: %s" % (words, _excerpt(raw)) if isinstance(raw, str) else words
+                return body, _with_details(body[key], body)
     return body, body if isinstance(body, str) else json.dumps(body)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Wire objects: a parsed JSON object *is* the instance's __dict__, so a field costs a plain attribute lookup, a field
-# that only one vendor sends is there under its own name, and a misspelt one is an AttributeError.
-# Source of the fields: https://platform.openai.com/docs/api-reference/chat/streaming
-# ----------------------------------------------------------------------------------------------------------------------
+def _with_details(words: str, body: Dict[str, Any]) -> str:
+    """Add to an error's words where it is (FastAPI) and what a provider said (OpenRouter)."""
+    if isinstance(body.get("loc"), list):
+        words = "%s: %s" % (".".join(map(str, body["loc"])), words)
+    metadata = body.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        words = "%s: %s" % (words, metadata["raw"])
+    return words
 
+
+def _with_code(words: str, body: Any) -> str:
+    """Add the server's code where its words do not hold it: programs look for it in them."""
+    code = body.get("code") if isinstance(body, dict) else None
+    if isinstance(code, str) and code and code not in words:
+        return "%s (code: %s)" % (words, code)
+    return words
+
+
+# --------------------------------------------------------------------------------------------------
+# Wire objects
+#
+# A parsed JSON object *is* the instance's __dict__: a field costs a plain attribute lookup, one
+# that only one vendor sends is there under its own name, a misspelt one is an AttributeError.
+# Source of the fields: https://platform.openai.com/docs/api-reference/chat/streaming
+# --------------------------------------------------------------------------------------------------
+
+_T = TypeVar("_T")
 _Wired = TypeVar("_Wired", bound="_WireObject")
-_F = TypeVar("_F", bound=Callable[..., Any])
 _UNSET: Any = None
 
 
-class _Method:
-    """A method as a data descriptor: unlike a plain function, no key that a server sends can shadow it."""
+class _Field(tuple):  # type: ignore[type-arg]
+    """A name and its value: iterating a wire object gives them, as `dict(reply)` needs it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.__doc__ = function.__doc__
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self.function.__get__(instance, owner)
-
-    def __set__(self, instance: Any, value: Any) -> NoReturn:
-        raise AttributeError("methods cannot be set")
-
-
-def _method(function: _F) -> _F:
-    return cast(_F, _Method(function))
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError("this is a field of a whole reply: to iterate chunks, pass "
+                             "stream=True to create(); to read it, use its attributes")
 
 
 class _WireObject:
-    """A JSON object of the protocol.  Documented fields that were not sent are None."""
+    """A JSON object of the protocol.  Documented fields that were not sent are None.
 
-    _nested: Tuple[Tuple[str, Type["_WireObject"]], ...] = ()  # fields that are objects, or lists of objects
+    A server may send any key, also one of our methods' names: it is then what the attribute
+    gives, and so what is done here to an object is done through its class.
+    """
+
+    _nested: Tuple[Tuple[str, Type["_WireObject"]], ...] = ()  # Objects, or lists of objects.
+    _joined: FrozenSet[str] = frozenset()    # Texts that come in pieces.
+    _extended: FrozenSet[str] = frozenset()  # Lists that come in pieces.
+    _hints: Dict[str, str] = {}              # What to use in place of attributes that are not here.
 
     def __init__(self, **fields: Any) -> None:
-        self.__dict__ = _wire(type(self), fields).__dict__
+        self.__dict__ = _wire(type(self), _plain(fields)).__dict__
+
+    def __init_subclass__(cls) -> None:
+        copyreg.pickle(cls, _reduce)
+
+    @property
+    def __deepcopy__(self) -> Callable[[Any], Any]:
+        # A property, which no key of a server shadows; copy.deepcopy asks the instance for it.
+        return lambda memo: _copied(self, _plain(self))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = type(self)._hints.get(name)
+        raise AttributeError("%r object has no attribute %r%s" % (
+            type(self).__name__, name, ": " + hint if hint else ""))
+
+    def __getitem__(self, name: Any) -> NoReturn:
+        raise TypeError("%s is an object: write .%s in place of [%r], or call to_dict()"
+                        % (type(self).__name__, name, name))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([_Field(item) for item in self.__dict__.items()])
 
     def __repr__(self) -> str:
-        return "%s(%s)" % (type(self).__name__, ", ".join("%s=%r" % item for item in self.__dict__.items()))
+        fields = ", ".join(["%s=%r" % item for item in self.__dict__.items()])
+        return "%s(%s)" % (type(self).__name__, fields)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
-    @_method
-    def to_dict(self, *, exclude_unset: bool = True, exclude_none: bool = False, **options: Any) -> Dict[str, Any]:
-        """The object as plain dicts and lists; `exclude_unset=False` adds the documented fields that were not sent.
+    def to_dict(self, *, exclude_unset: bool = True, exclude_none: bool = False,
+                **options: Any) -> Dict[str, Any]:
+        """The object as plain dicts and lists.
 
-        `include` and `exclude` are sets of names; pydantic's other options change nothing here.
+        `exclude_unset=False` adds the documented fields that were not sent; `include` and
+        `exclude` are sets of names; pydantic's other options change nothing here.
         """
         fields = _plain(self, exclude_unset, exclude_none)
         include, exclude = options.get("include"), options.get("exclude") or ()
         return {name: value for name, value in fields.items()
                 if (include is None or name in include) and name not in exclude}
 
-    @_method
     def to_json(self, *, indent: Optional[int] = 2, **options: Any) -> str:
         """`to_dict` as JSON text, in ASCII."""
-        return _dump_json(self.to_dict(**options), indent)
+        return _dump_json(_WireObject.to_dict(self, **options), indent)
 
-    @_method
     def model_dump(self, *, exclude_unset: bool = False, **options: Any) -> Dict[str, Any]:
         """`to_dict` with the SDK's other default."""
-        return self.to_dict(exclude_unset=exclude_unset, **options)
+        return _WireObject.to_dict(self, exclude_unset=exclude_unset, **options)
 
-    @_method
-    def model_dump_json(self, *, indent: Optional[int] = None, exclude_unset: bool = False, **options: Any) -> str:
+    def model_dump_json(self, *, indent: Optional[int] = None, exclude_unset: bool = False,
+                        **options: Any) -> str:
         """`to_json` with the SDK's other defaults."""
-        return self.to_json(indent=indent, exclude_unset=exclude_unset, **options)
+        return _WireObject.to_json(self, indent=indent, exclude_unset=exclude_unset, **options)
+
+    def model_copy(self: _Wired, *, update: Optional[Mapping[str, Any]] = None,
+                   deep: bool = False) -> _Wired:
+        """A copy, shallow unless `deep`, with other values for the fields in `update`."""
+        fields = _plain(self) if deep else dict(self.__dict__)
+        return _copied(self, dict(fields, **(update or {})))
+
+    @property
+    def model_extra(self) -> Dict[str, Any]:
+        """The fields that are not documented: a vendor's."""
+        documented = type(self).__annotations__
+        return {name: value for name, value in self.__dict__.items() if name not in documented}
+
+    @classmethod
+    def model_validate(cls: Type[_Wired], fields: Mapping[str, Any]) -> _Wired:
+        """Make one of plain dicts and lists."""
+        return cls(**fields)
+
+    @classmethod
+    def model_validate_json(cls: Type[_Wired], text: Union[str, bytes]) -> _Wired:
+        return cls(**json.loads(text))
+
+    model_construct = model_validate
+    dict = model_dump         # The SDK keeps pydantic's older names, too.
+    json = model_dump_json
 
 
 def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
@@ -380,21 +555,44 @@ def _wire(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
             if value.__class__ is dict:
                 fields[name] = _wire(nested, value)
             elif value.__class__ is list:
-                fields[name] = [_wire(nested, item) if item.__class__ is dict else item for item in value]
+                fields[name] = [_wire(nested, item) if item.__class__ is dict else item
+                                for item in value]
     return _instance(cls, fields)
 
 
+_new = object.__new__
+
+
 def _instance(cls: Type[_Wired], fields: Dict[str, Any]) -> _Wired:
-    instance = cls.__new__(cls)
+    instance = _new(cls)
     instance.__dict__ = fields
     return instance
 
 
-def _plain(value: Any, exclude_unset: bool, exclude_none: bool) -> Any:
+def _copied(wired: _Wired, fields: Dict[str, Any]) -> _Wired:
+    """Another object of the class, which knows the same request."""
+    copied = _wire(type(wired), fields)
+    if isinstance(wired, ChatCompletion):
+        cast(ChatCompletion, copied)._request_id = getattr(wired, "_request_id", None)
+    return copied
+
+
+def _reduce(wired: _WireObject) -> Any:
+    """How a wire object is copied and pickled; found by its class, not by the instance's fields."""
+    state: Any = wired.__dict__
+    if isinstance(wired, ChatCompletion):
+        state = state, {"_request_id": getattr(wired, "_request_id", None)}
+    return copyreg.__newobj__, (type(wired),), state  # type: ignore[attr-defined]
+
+
+def _plain(value: Any, exclude_unset: bool = True, exclude_none: bool = False) -> Any:
     """Undo `_wire`, copying."""
     if isinstance(value, _WireObject):
-        documented = [] if exclude_unset else [name for name in type(value).__annotations__ if name[0] != "_"]
-        value = dict(dict.fromkeys(documented), **value.__dict__)
+        fields: Dict[str, Any] = {}
+        if not exclude_unset:
+            fields = {name: None for name in type(value).__annotations__ if name[0] != "_"}
+        fields.update(value.__dict__)
+        value = fields
     if isinstance(value, dict):
         return {key: _plain(item, exclude_unset, exclude_none) for key, item in value.items()
                 if not (exclude_none and item is None)}
@@ -404,11 +602,15 @@ def _plain(value: Any, exclude_unset: bool, exclude_none: bool) -> Any:
 
 
 def _dump_json(value: Any, indent: Optional[int] = None) -> str:
-    """JSON that every parser reads: servers send NaN and Infinity (vLLM, in log probabilities); JSON has null."""
+    """Write JSON that every parser reads.
+
+    Servers send NaN and Infinity (vLLM, in log probabilities); JSON has null.
+    """
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        return json.dumps(json.loads(json.dumps(value), parse_constant=lambda name: None), indent=indent)
+        value = json.loads(json.dumps(value), parse_constant=lambda name: None)
+        return json.dumps(value, indent=indent)
 
 
 class PromptTokensDetails(_WireObject):
@@ -451,11 +653,13 @@ class ChatCompletionTokenLogprob(_WireObject):
 
 class ChoiceLogprobs(_WireObject):
     _nested = (("content", ChatCompletionTokenLogprob), ("refusal", ChatCompletionTokenLogprob))
+    _extended = frozenset(("content", "refusal"))
     content: Optional[List[ChatCompletionTokenLogprob]] = None
     refusal: Optional[List[ChatCompletionTokenLogprob]] = None
 
 
 class ChatCompletionAudio(_WireObject):
+    _joined = frozenset(("data", "transcript"))
     id: str = _UNSET
     data: Optional[str] = None
     expires_at: Optional[int] = None
@@ -465,6 +669,7 @@ class ChatCompletionAudio(_WireObject):
 class FunctionCall(_WireObject):
     """What older servers send in place of `tool_calls`."""
 
+    _joined = frozenset(("arguments",))
     name: Optional[str] = None
     arguments: Optional[str] = None
 
@@ -484,10 +689,17 @@ class ChoiceDeltaToolCall(_WireObject):
     function: Optional[ChoiceDeltaToolCallFunction] = None
 
 
+# Servers send reasoning under these names, some under two of them.
+_REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", "thought")
+
+
 class ChoiceDelta(_WireObject):
     """What a chunk adds to the message."""
 
-    _nested = (("tool_calls", ChoiceDeltaToolCall), ("function_call", FunctionCall), ("audio", ChatCompletionAudio))
+    _nested = (("tool_calls", ChoiceDeltaToolCall), ("function_call", FunctionCall),
+               ("audio", ChatCompletionAudio))
+    _joined = frozenset(("content", "refusal") + _REASONING)
+    _extended = frozenset(("annotations", "reasoning_details"))
     role: Optional[str] = None
     content: Optional[str] = None
     refusal: Optional[str] = None
@@ -499,6 +711,7 @@ class Choice(_WireObject):
     """One of `n` answers, in a chunk."""
 
     _nested = (("delta", ChoiceDelta), ("logprobs", ChoiceLogprobs))
+    _hints = {"message": "a chunk has .delta; without stream=True a whole reply has .message"}
     index: int = _UNSET
     delta: ChoiceDelta = _UNSET
     finish_reason: Optional[str] = None
@@ -506,7 +719,7 @@ class Choice(_WireObject):
 
 
 class ChatCompletionChunk(_WireObject):
-    """One event of a stream, as the server sent it; but `choices` is always a list and each `delta` an object."""
+    """One event of a stream, as the server sent it but for what `_Door` mends."""
 
     _nested = (("choices", Choice), ("usage", CompletionUsage))
     id: str = _UNSET
@@ -525,9 +738,9 @@ class Function(_WireObject):
 
     @property
     def parsed_arguments(self) -> Any:
-        """`arguments` as Python values; a tool without parameters may get an empty string, which is `{}`.
+        """`arguments` as Python values; the empty text of a tool without parameters is `{}`.
 
-        Raises ValueError, showing the text, where the model wrote no JSON or the reply was cut short.
+        Raises ValueError, showing the text, where the model wrote no JSON or was cut short.
         """
         if not (self.arguments or "").strip():
             return {}
@@ -563,6 +776,7 @@ class CompletionChoice(_WireObject):
     """One of `n` answers, in a whole reply."""
 
     _nested = (("message", ChatCompletionMessage), ("logprobs", ChoiceLogprobs))
+    _hints = {"delta": "a whole reply has .message; with stream=True chunks have .delta"}
     index: int = _UNSET
     message: ChatCompletionMessage = _UNSET
     finish_reason: Optional[str] = None
@@ -572,7 +786,7 @@ class CompletionChoice(_WireObject):
 class ChatCompletion(_WireObject):
     """A whole reply, sent as one or put together from chunks."""
 
-    __slots__ = ("_request_id",)  # the SDK's name; no field
+    __slots__ = ("_request_id",)  # The SDK's name for it; no field of the wire.
     _nested = (("choices", CompletionChoice), ("usage", CompletionUsage))
     _request_id: Optional[str]
     id: str = _UNSET
@@ -583,6 +797,9 @@ class ChatCompletion(_WireObject):
     usage: Optional[CompletionUsage] = None
     service_tier: Optional[str] = None
     system_fingerprint: Optional[str] = None
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError("this is a whole reply: to iterate chunks, pass stream=True to create()")
 
 
 class Model(_WireObject):
@@ -602,14 +819,56 @@ class ModelPage(_WireObject):
     def __iter__(self) -> Iterator[Model]:
         return iter(self.data)
 
+    async def __aiter__(self) -> AsyncIterator[Model]:
+        for model in self.data:
+            yield model
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Server-sent events: bytes in, events out, and back.  No I/O.
+
+# Names that programs import from `openai.types.chat`: those of what a request holds are plain
+# dicts, which a program may also call (`ChatCompletionUserMessageParam(role="user", ...)`).
+if TYPE_CHECKING:
+    _Param = dict[str, Any]
+else:
+    _Param = dict
+ChatModel = str
+ChatCompletionReasoningEffort = Optional[str]
+ChatCompletionMessageFunctionToolCall = ChatCompletionMessageToolCall
+ChatCompletionMessageToolCallUnion = ChatCompletionMessageToolCall
+ChatCompletionMessageParam = _Param
+ChatCompletionSystemMessageParam = _Param
+ChatCompletionDeveloperMessageParam = _Param
+ChatCompletionUserMessageParam = _Param
+ChatCompletionAssistantMessageParam = _Param
+ChatCompletionToolMessageParam = _Param
+ChatCompletionFunctionMessageParam = _Param
+ChatCompletionContentPartParam = _Param
+ChatCompletionContentPartTextParam = _Param
+ChatCompletionContentPartImageParam = _Param
+ChatCompletionContentPartInputAudioParam = _Param
+ChatCompletionToolParam = _Param
+ChatCompletionToolUnionParam = _Param
+ChatCompletionFunctionToolParam = _Param
+ChatCompletionMessageToolCallParam = _Param
+ChatCompletionMessageToolCallUnionParam = _Param
+ChatCompletionMessageFunctionToolCallParam = _Param
+ChatCompletionToolChoiceOptionParam = Union[str, _Param]
+ChatCompletionNamedToolChoiceParam = _Param
+ChatCompletionStreamOptionsParam = _Param
+CompletionCreateParams = _Param
+FunctionDefinition = _Param
+FunctionParameters = _Param
+ResponseFormat = _Param
+
+
+# --------------------------------------------------------------------------------------------------
+# Server-sent events
+#
+# Bytes in, events out, and back.  No I/O.
 # Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 class ServerSentEvent(NamedTuple):
-    """An event: its type, its data, the last event id in force, and the reconnection time that its block set."""
+    """An event: type, data, the last event id in force, the reconnection time its block set."""
 
     event: str = "message"
     data: str = ""
@@ -618,32 +877,37 @@ class ServerSentEvent(NamedTuple):
 
 
 class SSEDecoder:
-    """Interprets an event stream, whatever pieces its bytes come in, in time linear in their number.
+    """Interprets an event stream, whatever pieces its bytes come in, in linear time.
 
-    One step goes beyond the specification: a field named `error` (llama.cpp until 2025) is an event of that name.
+    Each byte is copied a bounded number of times: the pieces of a line wait in a list and are
+    joined once, when its end has come.
+
+    One step goes beyond the specification: a field named `error`, which llama.cpp sent until 2025,
+    is an event of that name.
     """
 
     def __init__(self) -> None:
-        self._line: List[bytes] = []   # pieces of a line that has not ended, joined once when it has
+        self._line: List[bytes] = []   # Pieces of the line that has not ended.
         self._line_size = 0
-        self._data: List[str] = []     # the data lines of an event that has not ended
+        self._data: List[str] = []     # The data lines of the event that has not been dispatched.
         self._data_size = 0
         self._event = ""
         self._id = ""
         self._retry: Optional[int] = None
-        self._start = True             # a byte order mark may come
-        self._after_cr = False         # the last byte was a CR, which has ended its line: an LF now belongs to it
-        self.failure: Optional[APIError] = None  # what feed raises at its next call
+        self._at_start = True          # A byte order mark may come.
+        self._after_cr = False         # The last byte was a CR; a line feed now belongs to it.
+        self._too_large = False        # What feed raises for, at its next call at the latest.
 
     def feed(self, data: bytes) -> List[ServerSentEvent]:
         """Return the events that `data` completes.
 
-        Raises APIResponseValidationError once a line or an event has grown beyond MAX_EVENT bytes: at the next call if
-        this one has events to return, so that none is lost.
+        Raises APIResponseValidationError once a line or an event has grown beyond MAX_EVENT bytes:
+        at the next call if this one has events to return, so that none is lost.
         """
-        if self.failure:
-            raise self.failure
+        if self._too_large:
+            raise self._size_error()
         if self._after_cr and data:
+            # The CR has ended its line already, lest its event wait for the next read.
             self._after_cr = False
             if data.startswith(b"\n"):
                 data = data[1:]
@@ -654,44 +918,53 @@ class SSEDecoder:
         end = data.rfind(b"\n")
         if end >= 0:
             self._line.append(data[:end])
-            self._interpret(b"".join(self._line).decode("utf-8", "replace"), events)
-            data = data[end + 1:]
+            lines = b"".join(self._line).decode("utf-8", "replace")
             self._line, self._line_size = [], 0
+            data = data[end + 1:]
+            self._interpret(lines, events)
         if data:
             self._line.append(data)
             self._line_size += len(data)
         if self._line_size + self._data_size > MAX_EVENT:
-            self._give_up()
-        if self.failure and not events:
-            raise self.failure
+            self._too_large = True
+        if self._too_large and not events:
+            raise self._size_error()
         return events
 
     def close(self) -> List[ServerSentEvent]:
-        """End the stream; return the last event, though its blank line is missing: servers often forget it."""
+        """End the stream; return the last event even if its blank line is missing.
+
+        The specification drops it.  But servers forget the blank line, and a final token or
+        [DONE] would be lost.
+        """
         return self.feed(b"\n\n")
 
     def _interpret(self, text: str, events: List[ServerSentEvent]) -> None:
-        """Process whole lines, without the last one's end."""
-        if self._start:
-            self._start = False
+        """Process whole lines, separated by line feeds."""
+        if self._at_start:
+            self._at_start = False
             if text.startswith("\ufeff"):
                 text = text[1:]
         known = len(self._data)
-        large = len(text) + self._data_size > MAX_EVENT  # else none of the events can be
+        # Only if all of it is larger than the limit can an event in it be.
+        may_be_large = len(text) + self._data_size > MAX_EVENT
         for line in text.split("\n"):
-            if line.startswith("data: "):  # nearly every line; the whole of the rules is in _field
+            if line.startswith("data: "):
+                # Nearly every line; _field holds the whole of the rules, this one included.
                 self._data.append(line[6:])
             elif line:
                 self._field(line)
             else:
-                if large and sum(map(len, self._data)) > MAX_EVENT:
-                    return self._give_up()
+                if may_be_large and sum(map(len, self._data)) > MAX_EVENT:
+                    self._too_large = True
+                    return
                 if self._data:
-                    events.append(ServerSentEvent(
-                        self._event or "message", "\n".join(self._data), self._id, self._retry))
+                    events.append(ServerSentEvent(self._event or "message", "\n".join(self._data),
+                                                  self._id, self._retry))
                     self._data, self._data_size, known = [], 0, 0
                 self._event, self._retry = "", None
-        self._data_size += sum(len(line) + 64 for line in self._data[known:])  # what a line costs, short or long
+        # Each line is an object of its own, and costs memory even if it is empty.
+        self._data_size += sum([len(line) + 64 for line in self._data[known:]])
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
@@ -705,24 +978,52 @@ class SSEDecoder:
             if "\0" not in value:
                 self._id = value
         elif name == "retry":
-            if value and len(value) < 20 and not value.strip("0123456789"):
+            # "If the field value consists of only ASCII digits"; and no more than make sense.
+            if re.match("[0-9]{1,19}$", value):
                 self._retry = int(value)
         elif name == "error":
             self._event = "error"
             self._data.append(value)
-        elif name:  # none in a comment
+        elif name:  # A comment has none.
             self._unknown(line)
 
     def _unknown(self, line: str) -> None:
         """A field that the specification says to ignore."""
 
-    def _give_up(self) -> None:
-        self.failure = APIResponseValidationError(message="the server sent an event of more than %d bytes" % MAX_EVENT)
+    def _size_error(self) -> APIResponseValidationError:
         self._line, self._data = [], []
+        return APIResponseValidationError(
+            message="the server sent an event of more than %d bytes" % MAX_EVENT)
+
+
+def encode_sse(data: str, event: Optional[str] = None, id: Optional[str] = None,
+               retry: Optional[int] = None) -> bytes:
+    """Write an event as SSEDecoder reads it.
+
+    A line break in `data` (LF, CR or CRLF) starts another `data:` line.  Raises ValueError for
+    what an event stream cannot carry: a line break in `event` or `id`, a NUL in `id`.
+    """
+    if re.search("[\r\n]", (event or "") + (id or "")):
+        raise ValueError("event and id must not hold a line break")
+    if id and "\0" in id:
+        raise ValueError("id must not hold a NUL")
+    lines = []
+    if event:
+        lines.append("event: " + event)
+    if id is not None:
+        lines.append("id: " + id)
+    if retry is not None:
+        lines.append("retry: %d" % retry)
+    for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        lines.append("data: " + line)
+    return _well_formed("\n".join(lines) + "\n\n").encode("utf-8")
 
 
 def _well_formed(text: str) -> str:
-    """Join surrogates that belong together and replace those that stand alone, so that the text can be encoded."""
+    """Join surrogates that belong together and replace those that stand alone.
+
+    JSON may name half of a UTF-16 pair (\\ud83d); a text that holds one cannot be encoded.
+    """
     try:
         text.encode("utf-8")
         return text
@@ -730,42 +1031,288 @@ def _well_formed(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def encode_sse(data: str, event: Optional[str] = None, id: Optional[str] = None, retry: Optional[int] = None) -> bytes:
-    """Write an event as SSEDecoder reads it: a line break in `data` (LF, CR or CRLF) starts another `data:` line.
+# --------------------------------------------------------------------------------------------------
+# Answers
+#
+# Body bytes become JSON objects (_payloads), these become chunks (_Door), and _answer judges
+# whether they were a whole reply.  No I/O.
+# --------------------------------------------------------------------------------------------------
 
-    Raises ValueError for what an event stream cannot carry: a line break in `event` or `id`, a NUL in `id`.
+class _Asked(NamedTuple):
+    """What of the request decides when its answer is whole."""
+
+    choices: int = 1      # The answers asked for (`n`).
+    usage: bool = False   # Token counts were asked for; they come behind the finish_reason.
+
+
+def _answer(payloads: "Iterator[Optional[Dict[str, Any]]]", asked: _Asked,
+            call: "_Call") -> "Generator[Optional[ChatCompletionChunk], None, Optional[Exception]]":
+    """Hand out the chunks of one reply, and judge whether it was whole.
+
+    Yields a chunk as soon as it is there, and None where nothing more has come yet: whoever
+    iterates waits for bytes before he goes on.  Returns at the end of a whole answer: None, or
+    what went wrong behind it.  Raises what keeps an answer from being whole.
+
+    An answer is whole when the server says [DONE], or when each choice seen, and as many as were
+    asked for, has its finish_reason, however the body ends after that.  Anything else is a part
+    of an answer that might look whole, which is the worst thing that could be handed out.
     """
-    if re.search("[\r\n]", (event or "") + (id or "")) or "\0" in (id or ""):
-        raise ValueError("event and id must not hold a line break, nor id a NUL")
-    lines = ["event: " + event] if event else []
-    if id is not None:
-        lines.append("id: " + id)
-    if retry is not None:
-        lines.append("retry: %d" % retry)
-    lines += ["data: " + line for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    return _well_formed("\n".join(lines) + "\n\n").encode("utf-8")
+    door = _Door()
+    seen: Set[int] = set()
+    finished: Set[int] = set()
+    whole, usage_missing, waiting = False, asked.usage, False
+    trouble: Optional[Exception] = None
+    try:
+        for fields in payloads:
+            if fields is None:
+                # The clock starts when the next chunk is wanted, not when bytes come that are
+                # none: comments and blank lines do not feed a dead stream.
+                if not waiting:
+                    waiting = True
+                    is_over = whole and not usage_missing
+                    call.start(min(PATIENCE, call.read) if is_over else call.read)
+                yield None
+                continue
+            if fields is _DONE:
+                whole = True
+                break
+            chunk = door.chunk(fields)
+            yield chunk
+            # Behind a whole answer only more text renews the patience.
+            waiting = waiting and whole and not _brings_something(chunk)
+            for choice in chunk.choices:
+                if choice.index not in seen:
+                    seen.add(choice.index)
+                    whole = False
+                if choice.finish_reason:
+                    finished.add(choice.index)
+                    whole = len(finished) == len(seen) >= asked.choices
+                    if choice.finish_reason == "error":
+                        raise APIError('the server ended the answer with finish_reason "error"',
+                                       body=_plain(chunk))
+            if usage_missing and whole and chunk.usage:
+                usage_missing = waiting = False
+    except (OSError, APIError) as error:
+        trouble = error
+    yield from door.rest()
+    if whole and not _is_servers_word(trouble):
+        return trouble
+    try:
+        raise trouble or APIConnectionError(message=(
+            "the reply of %s ended with neither [DONE] nor a finish_reason for each choice (%d of "
+            "%d): it is not whole" % (call.place, len(finished), max(len(seen), asked.choices))))
+    finally:
+        trouble = None  # An error whose traceback holds this frame, which holds the error: a cycle.
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Payloads: body bytes become chunks, or an error.  What servers get wrong about the envelope is forgiven here and
-# nowhere else.  No I/O.
-# ----------------------------------------------------------------------------------------------------------------------
+def _is_servers_word(error: Optional[Exception]) -> bool:
+    """Whether the server reported this error, rather than that we could not read what it sent."""
+    ours = (APIConnectionError, APIResponseValidationError)
+    return isinstance(error, APIError) and not isinstance(error, ours)
 
-_raw_decode = _json_decoder.raw_decode
+
+_DONE: Dict[str, Any] = {"[DONE]": True}  # A payload, known by its identity.
+_BLANK = b" \t\r\n\xef\xbb\xbf"           # A byte order mark counts as blank.
+_FIELD_NAMES = ("data:", "event:", "id:", "retry:", "error:")
+
+_scan_once = cast(Any, _json_decoder).scan_once  # Written in C; decode() calls it, too.
 _skip_blank = re.compile(r"[ \t\r\n]*").match
-_find_surrogate = re.compile(r"\\u[dD][89a-fA-F]").search
-_BLANK = b" \t\r\n\xef\xbb\xbf"  # a byte order mark counts as blank
-_REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", "thought")
-_JOINED = _REASONING + ("content", "text", "refusal", "tool_calls", "function", "function_call", "arguments", "audio",
-                        "transcript")
-_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:")
+
+
+def _payloads(body: Iterator[bytes],
+              hide: Callable[[str], str]) -> Iterator[Optional[Dict[str, Any]]]:
+    """Read the JSON objects of a body: dicts, _DONE, and None where nothing more has come yet.
+
+    Content-Type is only a hint: the first byte that is not blank decides whether the body is an
+    event stream or a single text.  Raises the errors that the server reports, and
+    APIResponseValidationError for what is no answer at all.  `hide` takes the secrets out of a
+    text before some of it is shown.
+    """
+    decoder = _LenientDecoder()
+    start = yield from _first_bytes(body, decoder)
+    body = itertools.chain((start,), body)
+    if start.lstrip(_BLANK)[:1] in (b"{", b"[", b"<"):
+        yield from _whole_payloads(body, hide)
+        return
+    first = ""
+    recognised = False
+    for event in _events(body, decoder):
+        if event is None:
+            yield None
+            continue
+        text = event.data
+        if event.event == "error":
+            raise _reported_error(text, hide)
+        at = 0
+        while at < len(text):
+            try:
+                fields, at = _next_payload(text, at)
+            except ValueError as error:
+                if decoder.closed:
+                    break  # Half an event, with which a body may end.
+                raise _not_ours(text, hide, str(error)) from None
+            if fields is None:
+                continue
+            if "error" in fields or "object" in fields:
+                if fields.get("error") or fields.get("object") == "error":
+                    raise _reported_error(fields, hide)
+            if not recognised:
+                recognised = "choices" in fields or fields is _DONE
+                first = first or text[:1000]
+            yield fields
+    if first and not recognised:
+        raise _not_ours(first, hide)
+    if not first and decoder.foreign and not decoder.foreign_is_cut:
+        raise _not_ours(decoder.foreign, hide)
+
+
+def _first_bytes(body: Iterator[bytes],
+                 decoder: "_LenientDecoder") -> Generator[None, None, bytes]:
+    """Wait for something that is not blank, and return it."""
+    for data in body:
+        if data.strip(_BLANK):
+            return data
+        decoder.feed(data)
+        if not data:
+            yield None
+    return b""
+
+
+def _events(body: Iterator[bytes],
+            decoder: "_LenientDecoder") -> Iterator[Optional[ServerSentEvent]]:
+    """The events of a body, and None where nothing more has come yet.
+
+    At its end, well or not, what can still be made of its last bytes comes first.
+    """
+    try:
+        for data in body:
+            yield from decoder.feed(data)  # Also b"": it raises what had to wait for events.
+            if not data:
+                yield None
+    except OSError:
+        yield from decoder.close()
+        raise
+    yield from decoder.close()
+
+
+def _whole_payloads(body: Iterable[bytes],
+                    hide: Callable[[str], str]) -> Iterator[Optional[Dict[str, Any]]]:
+    """The payloads of a body that is one text: a whole reply, an error, a proxy's page."""
+    pieces: List[bytes] = []
+    size = 0
+    broken: Optional[OSError] = None
+    try:
+        for data in body:
+            pieces.append(data)
+            size += len(data)
+            if size > MAX_EVENT:
+                raise APIResponseValidationError(
+                    message="the reply is longer than %d bytes" % MAX_EVENT)
+            if not data:
+                yield None
+    except OSError as error:
+        broken = error
+    try:
+        text = b"".join(pieces).decode("utf-8-sig", "replace").strip()
+        try:
+            yield from _objects(text, hide)
+        except APIResponseValidationError:
+            if broken is None:
+                raise
+        if broken is not None:
+            raise broken
+    finally:
+        broken = None
+
+
+def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
+    """The JSON objects of a text; whole replies become chunks, one for each choice."""
+    if text.startswith("["):
+        try:
+            items = _parse_json(text)
+        except ValueError as error:
+            raise _not_ours(text, hide, str(error)) from None
+        if items and isinstance(items[0], dict) and "error" in items[0]:
+            raise _reported_error(items, hide)  # Google wraps its errors in a list.
+        raise _not_ours(text, hide)
+    at = 0
+    recognised = False
+    objects = parts = 0  # Of all that came, and those that are one of several.
+    while at < len(text):
+        try:
+            fields, at = _next_payload(text, at)
+        except ValueError as error:
+            if _is_cut(error, text):
+                return  # JSON that stops in the middle is no foreign text.
+            raise _not_ours(text, hide, str(error)) from None
+        if fields is None:
+            continue
+        if fields is _DONE:
+            yield fields
+            return
+        if fields.get("error") or fields.get("object") == "error":
+            raise _reported_error(fields, hide)
+        recognised = recognised or "choices" in fields
+        choices = _choices_by_position(fields.get("choices"))
+        has_message = not choices or "message" in choices[0]
+        objects += 1
+        if not has_message and (objects > 1 or str(fields.get("object")).endswith(".chunk")):
+            parts += 1
+        if len(choices) > 1:
+            for choice in choices:
+                yield dict(fields, choices=[choice])
+        else:
+            yield dict(fields, choices=choices)
+    if not recognised:
+        raise _not_ours(text, hide)
+    # JSON lines may be cut between two; one object is a whole reply.
+    if not parts:
+        yield _DONE
+
+
+def _choices_by_position(choices: Any) -> List[Dict[str, Any]]:
+    """The choices of a whole reply, told apart by position where their indexes do not do so."""
+    if isinstance(choices, dict):
+        choices = [choices]
+    if not isinstance(choices, list):
+        return []
+    copies: List[Dict[str, Any]] = [
+        dict(choice) for choice in choices if isinstance(choice, dict)]
+    if len({_index(choice.get("index"), 0) for choice in copies}) < len(copies):
+        for position, choice in enumerate(copies):
+            choice["index"] = position
+    for choice in copies:
+        message = choice.get("message")
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        for position, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, dict):
+                call.setdefault("index", position)
+    return copies
+
+
+def _is_cut(error: ValueError, text: str) -> bool:
+    """Whether JSON text ends too early, rather than being wrong."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    if error.msg.startswith("Unterminated"):
+        return True
+    # A text that is cut in a name or a number is told some letters before its end.
+    return error.pos >= len(text) - (0 if text.endswith("}") else 6)
 
 
 class _LenientDecoder(SSEDecoder):
-    """Keeps what the specification ignores: a JSON object on a line without `data:` is an event (Lemonade's errors),
-    anything else tells that this is no event stream at all."""
+    """Keeps what the specification says to ignore.
 
-    foreign = ""  # the first unknown line
+    A JSON object on a line of its own is an event (Lemonade's errors); any other unknown line may
+    tell that this is no event stream at all.
+    """
+
+    foreign = ""    # The first unknown line.
+    closed = False  # What comes now may be half an event.
+
+    def close(self) -> List[ServerSentEvent]:
+        self.closed = True
+        return super().close()
 
     def _unknown(self, line: str) -> None:
         if line.startswith("{"):
@@ -773,1170 +1320,1578 @@ class _LenientDecoder(SSEDecoder):
         elif not self.foreign:
             self.foreign = line
 
-
-def _stops_at_the_end(error: BaseException, text: str) -> bool:
-    """The JSON text is cut, not wrong."""
-    return isinstance(error, json.JSONDecodeError) and (
-        error.msg.startswith("Unterminated") or error.pos >= len(text) - (0 if text.endswith("}") else 6))
-
-
-def _slot_index(item: Dict[str, Any], default: int) -> int:
-    index = item.get("index")
-    return index if index.__class__ is int else default
+    @property
+    def foreign_is_cut(self) -> bool:
+        """Whether the unknown line is the start of a field's name."""
+        return any([name.startswith(self.foreign) for name in _FIELD_NAMES])
 
 
-class _ChunkReader:
-    """The body of one reply: `feed` its bytes, `close` at its end; what comes out are chunks.
+def _next_payload(text: str, at: int) -> Tuple[Optional[Dict[str, Any]], int]:
+    """Read what begins at `text[at]`: a JSON object, _DONE, or None for something to skip.
 
-    done:  the server has said that this was all
-    error: the APIError that ends the stream after the chunks that came out before it
-    found: the JSON object that came, where something else than "choices" is `wanted`
+    Returns where the next one begins, too: most events hold one object, but some servers send
+    several in an event, or forget the blank line between two.  Raises ValueError for anything else.
+    """
+    if text[at] == "{":
+        try:
+            fields, end = _scan_once(text, at)
+        except StopIteration as error:
+            raise json.JSONDecodeError("Expecting value", text, error.value) from None
+        except RecursionError:
+            raise ValueError("too deep") from None
+        # A text that is short, or has few brackets, cannot be deep; most need no closer look.
+        if end - at > 5 * MAX_DEPTH:
+            if text.count("{", at, end) + text.count("[", at, end) > MAX_DEPTH:
+                if _is_too_deep(fields):
+                    raise ValueError("too deep")
+        if end < len(text):
+            end = _skip_blank(text, end).end()  # type: ignore[union-attr]
+        return fields, end
+    line = text[at:at + 100].partition("\n")[0].strip(" \t\r\"'")
+    if line == "[DONE]":
+        return _DONE, len(text)
+    if line.startswith("data:"):
+        # Wrapped twice, or behind a JSON body.
+        end = text.index("data:", at) + len("data:")
+    elif not line or line.startswith(":"):
+        # A blank line, or a comment that a gateway has wrapped.
+        end = text.find("\n", at) + 1 or len(text)
+    else:
+        raise ValueError("no JSON object")
+    return None, _skip_blank(text, end).end()  # type: ignore[union-attr]
+
+
+def _reported_error(report: Any, hide: Callable[[str], str]) -> APIError:
+    """The error that the server tells of inside a reply of status 200, in its own words."""
+    try:
+        body, words = _server_error(_parse_json(report) if isinstance(report, str) else report)
+    except ValueError:
+        body, words = report, report
+    words = _excerpt(hide(_well_formed(_with_code(words, body))), 1000)
+    words = words or "the server reported an error without a message"
+    if isinstance(body, dict):
+        for key in ("code", "status_code", "status"):
+            code = str(body.get(key))
+            if re.match("[45][0-9][0-9]$", code):
+                error = _status_error_class(int(code))(words, body=body)
+                error.status_code = int(code)
+                return error
+    return APIError(words, body=body)
+
+
+def _not_ours(text: str, hide: Callable[[str], str], reason: str = "") -> APIError:
+    """The error for a reply that is no answer, which shows its start and the likely cause."""
+    text = hide(text)
+    if text.startswith("<"):
+        reason = "an HTML page: a proxy's or login page, or a base_url without /v1?"
+    elif not reason:
+        reason = "neither a chat completion nor an error; is base_url right?"
+    return APIResponseValidationError(body=text[:1000], message=(
+        "the server answered with something else than a chat completion (%s): %s"
+        % (reason, _excerpt(text))))
+
+
+class _Door:
+    """Makes chunks of JSON objects, and mends here, once, what servers get wrong.
+
+    Behind it `choices` is a list of objects; each has an `index` that is an int and a `delta`;
+    a text that the protocol names is a str or None; `tool_calls` is a list of objects.
     """
 
-    def __init__(self, wanted: str = "choices", hide: Callable[[str], str] = str) -> None:
-        self.done = False
-        self.error: Optional[APIError] = None
-        self.events = 0
-        self.streamed: Set[int] = set()  # the choices of which a delta has brought something
-        self.found: Dict[str, Any] = {}
-        self._wanted = wanted
-        self._hide = hide  # what must not be shown, before a text is cut and no longer known
-        self._decoder = _LenientDecoder()
-        self._whole: Optional[bytearray] = None  # the body, where it is no event stream
-        self._sniffing = True
-        self._head = ""                  # the start of the first payload
-        self._recognised = False
-        self._whole_reply = False        # a message has come that is no delta
-        self._cut_short = False
-        self._ended_in_error = False
-        self._mending = False
-        self._held: Dict[Any, str] = {}  # high surrogates that wait for their other half
+    def __init__(self) -> None:
+        self._streamed: Set[int] = set()  # The choices of which a delta has brought something.
+        # Servers that cut a text between UTF-16 units send an emoji as two halves: the first one
+        # waits here, by choice and field, for the other.
+        self._halves: Dict[Tuple[int, str], str] = {}
 
-    def feed(self, data: bytes) -> List[ChatCompletionChunk]:
-        chunks: List[ChatCompletionChunk] = []
-        try:
-            if self._sniffing and data.strip(_BLANK):
-                self._sniffing = False  # Content-Type is only a hint: the first byte that is not blank decides
-                if data.lstrip(_BLANK)[:1] in (b"{", b"[", b"<"):
-                    self._whole = bytearray()
-            if self._whole is None:
-                self._read_events(self._decoder.feed(data), chunks)
-                if self._decoder.failure:
-                    raise self._decoder.failure
-            else:
-                self._whole += data
-                if len(self._whole) > MAX_EVENT:
-                    raise APIResponseValidationError(message="the reply is longer than %d bytes" % MAX_EVENT)
-        except APIError as error:
-            self.error = error
-        return chunks
-
-    def close(self) -> List[ChatCompletionChunk]:
-        """The body has ended, well or not: return what can still be made of its last bytes."""
-        chunks: List[ChatCompletionChunk] = []
-        try:
-            if self._whole is not None:
-                self._read_whole(self._whole.decode("utf-8-sig", "replace").strip(), chunks)
-            elif not self.done:
-                self._read_events(self._decoder.close(), chunks)
-        except APIError as error:
-            if self._whole is not None or not isinstance(error, APIResponseValidationError):
-                self.error = error  # else half an event: the end will be judged without it
-        return chunks + self._release_held()
-
-    def verdict(self) -> Optional[APIError]:
-        """What is wrong with a body that has ended well by HTTP's rules, if that can be told from what it held."""
-        foreign = self._decoder.foreign.encode("utf-8", "replace")
-        if self.events and not self._recognised:
-            return self.not_ours(self._head)
-        if not self.events and foreign and not any(field.startswith(foreign) for field in _FIELDS):
-            return self.not_ours(self._decoder.foreign)
-        return None
-
-    def _read_events(self, events: List[ServerSentEvent], chunks: List[ChatCompletionChunk]) -> None:
-        for event in events:
-            if self.done:
-                return
-            if event.event == "error":
-                raise self._failure(event.data)
-            self._read_payload(event.data, chunks)
-
-    def _read_whole(self, text: str, chunks: List[ChatCompletionChunk]) -> None:
-        """A body that is no event stream: a server that ignores `stream`, an error, a proxy's page."""
-        if text.startswith("["):  # Google wraps its errors in a list
-            try:
-                items = _parse_json(text)
-                raise self._failure(items) if "error" in items[0] else self.not_ours(text)
-            except (ValueError, LookupError, TypeError):
-                raise self.not_ours(text) from None
-        try:
-            self._read_payload(text, chunks)
-        except APIResponseValidationError:
-            if self._cut_short:
-                return
-            raise
-        if not self._recognised:
-            raise self.not_ours(text)
-        self.done = self.done or self._whole_reply or bool(self.found)
-
-    def _read_payload(self, text: str, chunks: List[ChatCompletionChunk]) -> None:
-        """Usually one JSON object; but some servers send several in an event, or forget the blank line between."""
-        at = 0
-        while at < len(text):
-            if text[at] == "{":
-                start = at
-                try:
-                    fields, at = _raw_decode(text, at)
-                    if (at - start > 5 * MAX_DEPTH  # what is shorter cannot be deep enough to do harm
-                            and text.count("{", start, at) + text.count("[", start, at) > MAX_DEPTH
-                            and _is_too_deep(fields)):
-                        raise ValueError("too deep")
-                except (ValueError, RecursionError) as error:  # RecursionError: too deep for the parser
-                    self._cut_short = _stops_at_the_end(error, text)
-                    raise self.not_ours(text, str(error)) from None
-                if not self.events:
-                    self._head = text[:1000]
-                self.events += 1
-                if fields.get("error") or fields.get("object") == "error":
-                    raise self._failure(fields)
-                if self._wanted == "choices":
-                    self._mending = bool(self._held or "\\" in text and _find_surrogate(text, start, at))
-                    self._read_object(fields, chunks)
-                else:
-                    self.found, self._recognised = fields, isinstance(fields.get(self._wanted), list)
-                if at == len(text):
-                    return
-            else:
-                line, _, _ = text[at:at + 100].partition("\n")
-                line = line.strip(" \t\r\"'")
-                if line == "[DONE]":
-                    self.done = True
-                    chunks += self._release_held()
-                    return
-                if line.startswith("data:"):  # wrapped twice, or after a JSON body
-                    at = text.index("data:", at) + 5
-                elif line and not line.startswith(":"):  # a comment that a gateway has wrapped
-                    raise self.not_ours(text)
-                else:
-                    at = text.find("\n", at) + 1 or len(text)
-            at = _skip_blank(text, at).end()  # type: ignore[union-attr]
-
-    def _read_object(self, fields: Dict[str, Any], chunks: List[ChatCompletionChunk]) -> None:
-        choices = fields.get("choices")
-        self._recognised = self._recognised or "choices" in fields
+    def chunk(self, fields: Dict[str, Any]) -> ChatCompletionChunk:
+        choices: Any = fields.get("choices")
         if choices.__class__ is not list:
             choices = [choices] if choices.__class__ is dict else []
+        if len(choices) > MAX_CHOICES:
+            raise APIResponseValidationError(
+                message="the server sent an event of more than %d choices" % MAX_CHOICES)
         fields["choices"] = [self._choice(choice) for choice in choices if choice.__class__ is dict]
-        if "usage" in fields and fields["usage"].__class__ is dict:
-            fields["usage"] = _wire(CompletionUsage, fields["usage"])
-        chunk = _instance(ChatCompletionChunk, fields)
-        if self._ended_in_error:
-            if any(choice.index in self.streamed for choice in chunk.choices):
-                chunks.append(chunk)
-            raise APIError('the server ended the answer with finish_reason "error"', body=chunk.to_dict())
-        if self._whole is not None and len(chunk.choices) > 1:
-            for choice in chunk.choices:
-                chunks.append(_wire(ChatCompletionChunk, dict(fields, choices=[choice])))
-        else:
-            chunks.append(chunk)
+        if "usage" in fields:
+            if fields["usage"].__class__ is dict:
+                fields["usage"] = _wire(CompletionUsage, fields["usage"])
+            else:
+                fields["usage"] = None
+        return _instance(ChatCompletionChunk, fields)
+
+    def rest(self) -> List[ChatCompletionChunk]:
+        """Chunks for the halves whose other half never came."""
+        halves, self._halves = self._halves, {}
+        return [_wire(ChatCompletionChunk, {
+            "choices": [{"index": index, "delta": {name: "\ufffd"}}]}) for index, name in halves]
 
     def _choice(self, fields: Dict[str, Any]) -> Choice:
-        index = fields.get("index")
+        index: Any = fields.get("index")
         if index.__class__ is not int:
-            index = fields["index"] = 0
-        delta = fields.get("delta")
-        if not delta or delta.__class__ is not dict:
+            index = fields["index"] = _index(index, 0)
+        delta: Any = fields.get("delta")
+        if delta.__class__ is not dict or not delta:
             delta = self._instead_of_delta(fields, index)
-        if self._mending:
-            fields = {key: self._mend(value) for key, value in fields.items() if key != "delta"}
-            delta = self._mend(delta, (index,))
-        if "tool_calls" in delta and delta["tool_calls"].__class__ is dict:  # older TGI
-            delta["tool_calls"] = [delta["tool_calls"]]
-        if index not in self.streamed and any(value for key, value in delta.items() if key != "role"):
-            self.streamed.add(index)
-        fields["delta"] = _wire(ChoiceDelta, delta)
-        if fields.get("logprobs").__class__ is dict:
-            fields["logprobs"] = _wire(ChoiceLogprobs, fields["logprobs"])
-        if fields.get("finish_reason") == "error":
-            self._ended_in_error = True
+        for name, value in delta.items():
+            if value.__class__ is str:
+                if self._halves or not (_is_ascii(value) or _is_well_formed(value)):
+                    delta = self._mended(delta, index)
+                    break
+            elif value is not None:
+                delta = self._mended(delta, index)
+                break
+        if index not in self._streamed and any([delta[name] for name in delta if name != "role"]):
+            self._streamed.add(index)
+        fields["delta"] = _instance(ChoiceDelta, delta)
+        reason = fields.get("finish_reason")
+        if reason.__class__ is not str and reason is not None:
+            fields["finish_reason"] = None
+        logprobs = fields.get("logprobs")
+        if logprobs is not None:
+            is_object = logprobs.__class__ is dict
+            fields["logprobs"] = _wire(ChoiceLogprobs, logprobs) if is_object else None
         return _instance(Choice, fields)
 
     def _instead_of_delta(self, fields: Dict[str, Any], index: int) -> Dict[str, Any]:
-        """A whole message, unless it repeats what deltas have said (MiniMax); or the text of a legacy completion."""
+        """A whole message, or the text of a legacy completion."""
         message = fields.get("message")
-        if message.__class__ is dict and index not in self.streamed:
+        # MiniMax repeats what the deltas have said in a whole message at the end.
+        if message.__class__ is dict and index not in self._streamed:
             del fields["message"]
-            self._whole_reply = True
-            calls = message.get("tool_calls")
-            for i, call in enumerate(calls if calls.__class__ is list else ()):
-                if call.__class__ is dict:
-                    call.setdefault("index", i)
             return cast(Dict[str, Any], message)
         text = fields.get("text")
         return {"content": text} if text.__class__ is str else {}
 
-    def _mend(self, value: Any, path: Optional[Tuple[Any, ...]] = None) -> Any:
-        """Let a high surrogate at the end of a text that is joined wait for the next one in the same place: servers
-        that cut between UTF-16 units send an emoji as two halves."""
-        if value.__class__ is str:
-            if path:
-                value = self._held.pop(path, "") + value
-                if "\ud800" <= value[-1:] <= "\udbff":
-                    self._held[path] = value[-1]
-                    value = value[:-1]
-            return _well_formed(value)
-        if value.__class__ is dict:
-            return {key: self._mend(item, path + (key,) if path and key in _JOINED else None)
-                    for key, item in value.items()}
-        if value.__class__ is list:
-            return [self._mend(item, path + (_slot_index(item, i),) if path and item.__class__ is dict else None)
-                    for i, item in enumerate(value)]
+    def _mended(self, delta: Dict[str, Any], index: int) -> Dict[str, Any]:
+        """A delta that holds more than plain texts."""
+        mended: Dict[str, Any] = {}
+        for name, value in delta.items():
+            if name == "tool_calls":
+                mended[name] = _tool_calls(value)
+            elif name in _SPLIT_TEXTS:
+                text, reasoning = _text_parts(value)
+                if reasoning and name != "content":
+                    text = (text or "") + reasoning
+                elif reasoning:
+                    reasoning = (mended.get("reasoning_content") or "") + reasoning
+                    mended["reasoning_content"] = self._letters(reasoning, index, name)
+                if name != "reasoning_content" or text is not None:
+                    mended[name] = text and self._letters(text, index, name)
+            elif name == "function_call":
+                mended[name] = _object(FunctionCall, value, ("name", "arguments"))
+            elif name == "audio":
+                mended[name] = _object(ChatCompletionAudio, value, ("data", "transcript"))
+            elif name == "role" and value.__class__ is not str:
+                mended[name] = None
+            else:
+                mended[name] = value
+        return mended
+
+    def _letters(self, text: str, index: int, name: str) -> str:
+        """The text without half a letter at its end, which waits for the other half."""
+        text = self._halves.pop((index, name), "") + text
+        if "\ud800" <= text[-1:] <= "\udbff":
+            self._halves[index, name] = text[-1]
+            text = text[:-1]
+        return _well_formed(text)
+
+
+_SPLIT_TEXTS = ChoiceDelta._joined
+
+
+_is_ascii = getattr(str, "isascii", lambda text: False)  # New in Python 3.7.
+
+
+def _is_well_formed(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def _index(value: Any, default: Any) -> Any:
+    """An index that may be missing, or the digits of one."""
+    if value.__class__ is int:
         return value
-
-    def _release_held(self) -> List[ChatCompletionChunk]:
-        """The other half never came."""
-        chunks = []
-        for path in self._held:
-            value: Any = "\ufffd"
-            for key in reversed(path[1:]):
-                value = [dict(value, index=key)] if key.__class__ is int else {key: value}
-            chunks.append(_wire(ChatCompletionChunk, {"choices": [{"index": path[0], "delta": value}]}))
-        self._held = {}
-        return chunks
-
-    def _failure(self, report: Any) -> APIError:
-        """The error that the server tells of inside a reply of status 200, in its own words."""
-        try:
-            body, words = _server_error(_parse_json(report) if isinstance(report, str) else report)
-        except ValueError:
-            body, words = report, report
-        words = _well_formed(words) or "the server reported an error without a message"
-        if isinstance(body, dict):
-            for key in ("code", "status_code", "status"):
-                code = str(body.get(key))
-                if re.match("[45][0-9][0-9]$", code):
-                    error = _status_error_class(int(code))(words, body=body)
-                    error.status_code = int(code)
-                    return error
-        return APIError(words, body=body)
-
-    def not_ours(self, text: str, reason: str = "") -> APIError:
-        text = self._hide(text)
-        if text.startswith("<"):
-            reason = "an HTML page: a proxy's or login page, or a base_url without /v1?"
-        elif not reason:
-            reason = "neither a chat completion nor an error; is base_url right?"
-        return APIResponseValidationError(body=text[:1000], message=(
-            "the server answered with something else than a chat completion (%s): %s" % (reason, _excerpt(text))))
+    if value.__class__ is str and re.match("[0-9]{1,9}$", value):
+        return int(value)
+    return default
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Accumulation: chunks become a whole reply.  Linear in what arrives.  No I/O.
-# ----------------------------------------------------------------------------------------------------------------------
+def _object(cls: Type[_Wired], fields: Any, texts: Sequence[str]) -> Optional[_Wired]:
+    """A wire object, or None where the server sent something else; its texts are texts."""
+    if fields.__class__ is not dict:
+        return None
+    for name in texts:
+        value = fields.get(name)
+        if value.__class__ is not str and value is not None:
+            fields[name] = _as_text(value)
+    return _instance(cls, fields)
 
-def _text_parts(value: Any) -> Tuple[str, str]:
-    """Text and reasoning in a content, which Mistral's reasoning models send as a list of parts."""
-    text = reasoning = ""
+
+def _as_text(value: Any) -> Optional[str]:
+    """Arguments that a server has parsed become JSON text again; a number is no text."""
+    return _dump_json(value) if isinstance(value, (dict, list)) else None
+
+
+def _tool_calls(calls: Any) -> Optional[List[ChoiceDeltaToolCall]]:
+    """The fragments of tool calls; older TGI sends one without a list."""
+    if calls.__class__ is dict:
+        calls = [calls]
+    if calls.__class__ is not list:
+        return None
+    if len(calls) > MAX_CHOICES:
+        raise APIResponseValidationError(
+            message="the server sent an event of more than %d tool calls" % MAX_CHOICES)
+    return [_tool_call(call) for call in calls if call.__class__ is dict]
+
+
+def _tool_call(fields: Dict[str, Any]) -> ChoiceDeltaToolCall:
+    index = fields.get("index")
+    if index is not None and index.__class__ is not int:
+        fields["index"] = _index(index, None)
+    for name in ("id", "type"):
+        if name in fields and fields[name].__class__ is not str:
+            fields[name] = None
+    if "function" in fields:
+        fields["function"] = _object(
+            ChoiceDeltaToolCallFunction, fields["function"], ("name", "arguments"))
+    return _instance(ChoiceDeltaToolCall, fields)
+
+
+def _text_parts(value: Any) -> Tuple[Optional[str], str]:
+    """Text and reasoning in what should be a text.
+
+    Mistral's and Databricks' reasoning models send a list of parts, some of type thinking or
+    reasoning, whose text is in a member that may be a list of parts again.
+    """
+    if value is None or value.__class__ is str:
+        return value, ""
+    text: Optional[str] = None
+    reasoning = ""
     for part in value if isinstance(value, list) else (value,):
         if isinstance(part, str):
-            text += part
-        elif isinstance(part, dict) and "thinking" in part:
-            reasoning += "".join(_text_parts(part["thinking"]))
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            text += part["text"]
+            text = (text or "") + part
+        elif isinstance(part, dict):
+            thought = part.get("thinking") or part.get("summary")
+            if part.get("type") in ("thinking", "reasoning"):
+                thought = thought or part.get("text")
+            if thought:
+                reasoning += "".join(filter(None, _text_parts(thought)))
+            elif isinstance(part.get("text"), str):
+                text = (text or "") + part["text"]
     return text, reasoning
 
 
 def _chunk_text(chunk: ChatCompletionChunk) -> str:
     """What a chunk adds to the text of choice 0."""
-    return "".join(_text_parts(choice.delta.content)[0] for choice in chunk.choices if choice.index == 0)
+    text = ""
+    for choice in chunk.choices:
+        if choice.index == 0:
+            text += choice.delta.content or ""
+    return text
+
+
+def _brings_something(chunk: ChatCompletionChunk) -> bool:
+    """Whether a chunk adds anything but a role to a choice."""
+    for choice in chunk.choices:
+        for name, value in choice.delta.__dict__.items():
+            if value and name != "role":
+                return True
+    return False
 
 
 def _reasoning_text(delta: _WireObject) -> str:
-    """The reasoning in a delta or message: once, though some servers send it under two names."""
+    """The reasoning in a delta: once, though some servers send it under two names."""
     fields = delta.__dict__
-    for key in _REASONING:
-        if fields.get(key):
-            return "".join(_text_parts(fields[key]))
-    return _text_parts(fields.get("content"))[1] or "".join(_text_parts(fields.get("reasoning_details")))
+    for name in _REASONING:
+        if fields.get(name):
+            return str(fields[name])
+    return "".join(filter(None, _text_parts(fields.get("reasoning_details"))))
+
+
+# --------------------------------------------------------------------------------------------------
+# Accumulation
+#
+# Chunks become a whole reply, in time linear in what arrives.  No I/O.
+# --------------------------------------------------------------------------------------------------
+
+class _Pieces(list):  # type: ignore[type-arg]
+    """A text that comes in pieces, joined when it is read."""
+
+
+def _merge(into: Dict[str, Any], wired: _WireObject) -> None:
+    """Add the fields of a wire object to what its predecessors have brought.
+
+    Texts that come in pieces are joined and lists extended, as the object's class says; objects
+    are merged; of any other field the last value that is not null or empty wins.
+    """
+    cls = type(wired)
+    for name, value in wired.__dict__.items():
+        if value is None:
+            continue
+        kind = value.__class__
+        if kind is str:
+            if not value and name != "content":
+                continue  # An empty content is what a model said that said nothing.
+            if name in cls._joined:
+                pieces: Any = into.get(name)
+                if pieces.__class__ is not _Pieces:
+                    pieces = into[name] = _Pieces()
+                pieces.append(value)
+            else:
+                into[name] = value
+        elif kind is list and name in cls._extended:
+            items: Any = into.get(name)
+            if items.__class__ is not list:
+                items = into[name] = []
+            items.extend(value)
+        elif isinstance(value, _WireObject):
+            inner: Any = into.get(name)
+            if inner.__class__ is not dict:
+                inner = into[name] = {}
+            _merge(inner, value)
+        else:
+            into[name] = value
+
+
+def _merged(value: Any) -> Any:
+    """What was merged so far, copied, as plain dicts, lists and texts that can be encoded."""
+    if value.__class__ is _Pieces:
+        return _well_formed("".join(value))
+    if isinstance(value, _WireObject):
+        value = value.__dict__
+    # The copies are made at once: another thread may add a chunk meanwhile.
+    if isinstance(value, dict):
+        return {name: _merged(item) for name, item in list(value.items())}
+    if isinstance(value, list):
+        return [_merged(item) for item in list(value)]
+    return _well_formed(value) if isinstance(value, str) else value
+
+
+class _ToolCall:
+    """A tool call so far; `fields` and `body` are the server's, and so hold nothing of ours."""
+
+    def __init__(self) -> None:
+        self.kind = "function"              # Or "custom", whose text is its `input`.
+        self.fields: Dict[str, Any] = {}
+        self.body: Dict[str, Any] = {}      # The members of `function` or `custom`.
+        self.arguments: List[str] = []      # In pieces.
+        self.spare_id = ""                  # Made up where the server sent none.
+
+    @staticmethod
+    def set(fields: Dict[str, Any], name: str, value: Any) -> None:
+        # Servers repeat id, name and type in every fragment: they are set once, never joined.
+        is_set = name in ("id", "type", "name") and fields.get(name)
+        if value is not None and not is_set:
+            fields[name] = value
 
 
 class _ToolCalls:
     """The tool calls of one message, put together from their fragments."""
 
     def __init__(self) -> None:
-        self._slots: List[Dict[str, Any]] = []
-        self._by_index: Dict[int, Dict[str, Any]] = {}
-        self._by_id: Dict[str, Dict[str, Any]] = {}
+        self._calls: List[_ToolCall] = []
+        self._by_index: Dict[int, _ToolCall] = {}
+        self._by_id: Dict[str, _ToolCall] = {}
 
-    def add(self, call: Dict[str, Any]) -> None:
-        kind = "custom" if isinstance(call.get("custom"), dict) else "function"
-        body = call.get(kind)
-        body = body.__dict__ if isinstance(body, _WireObject) else body if isinstance(body, dict) else {}
-        slot = self._slot(call.get("index"), call.get("id"), body.get("name"))
-        for target, fields in ((slot, call), (slot.setdefault(kind, {}), body)):
-            for key, value in fields.items():
-                if value is None or key in ("index", "function", "custom"):
-                    continue
-                if key in ("arguments", "input"):
-                    slot["pieces"].append(value if value.__class__ is str else _dump_json(value))
-                elif key not in ("id", "type", "name") or not target.get(key):  # these are set once, never joined
-                    target[key] = value
+    def add(self, fragment: _WireObject) -> None:
+        fields = fragment.__dict__
+        kind = "custom" if isinstance(fields.get("custom"), dict) else "function"
+        body = fields.get(kind)
+        if isinstance(body, _WireObject):
+            body = body.__dict__
+        if not isinstance(body, dict):
+            body = {}
+        call = self._call(fields.get("index"), fields.get("id"), body.get("name"))
+        if kind == "custom":
+            call.kind = kind
+        for name, value in fields.items():
+            if name not in ("index", "function", "custom"):
+                call.set(call.fields, name, value)
+        for name, value in body.items():
+            if name not in ("arguments", "input"):
+                call.set(call.body, name, value)
+            elif value is not None:
+                call.arguments.append(value if value.__class__ is str else _dump_json(value))
 
-    def _slot(self, index: Any, id: Any, name: Any) -> Dict[str, Any]:
-        """The slot of a fragment: that of its index, unless it begins a call of its own there (Ollama gives every
-        parallel call index 0); without an index that of its id; and what has neither id nor name continues."""
-        if index.__class__ is str and index[:9].isdecimal():
-            index = int(index[:9])
-        if not id and index.__class__ is int and index in self._by_index:
+    def _call(self, index: Any, id: Any, name: Any) -> _ToolCall:
+        """The call that a fragment belongs to: that of its index, else of its id, else the last.
+
+        An id that is new, together with a name, begins another call on an index that is taken:
+        Ollama gives every parallel call index 0.  A new id without a name continues: Poolside
+        changes it with every fragment.
+        """
+        has_index = index.__class__ is int
+        if has_index and not id and index in self._by_index:
             return self._by_index[index]
-        known = self._by_id.get(id) if id and id.__class__ is str else None
-        slot = self._by_index.get(index) if index.__class__ is int else known
-        if slot and id and name and slot.get("id") not in (None, "", id):
-            slot = known
-        if slot is None and self._slots and not (id or name):
-            slot = self._slots[-1]
-        if slot is None:
-            slot = {"pieces": []}
-            self._slots.append(slot)
-        if index.__class__ is int:
-            self._by_index[index] = slot
-        if id and id.__class__ is str:
-            self._by_id.setdefault(id, slot)
-        return slot
+        known = self._by_id.get(id) if id else None
+        call = self._by_index.get(index) if has_index else known
+        if call is not None and id and name:
+            if call.fields.get("id") not in (None, "", id):
+                call = known
+        if call is None and self._calls and not (id or name):
+            call = self._calls[-1]
+        if call is None:
+            call = _ToolCall()
+            self._calls.append(call)
+        if has_index:
+            self._by_index[index] = call
+        if id:
+            self._by_id.setdefault(id, call)
+        return call
 
     def whole(self) -> List[Dict[str, Any]]:
         calls = []
-        for slot in self._slots:
-            call = {key: value for key, value in slot.items() if key not in ("pieces", "made_id")}
-            kind, member = ("custom", "input") if "custom" in slot else ("function", "arguments")
-            text = _well_formed("".join(slot["pieces"]))
-            if slot[kind].get("name") or text:  # DeepSeek ends with an empty call
-                if not call.get("id"):  # without one the call cannot be answered
-                    call["id"] = slot.setdefault("made_id", "call_" + os.urandom(12).hex())
-                call["type"] = call.get("type") or kind
-                call[kind] = dict(slot[kind], **{member: text})
-                calls.append(call)
+        for call in self._calls:
+            text = _well_formed("".join(call.arguments))
+            if not (call.body.get("name") or text):
+                continue  # DeepSeek ends with an empty call.
+            whole = _merged(call.fields)
+            if not whole.get("id"):
+                # Without one the call cannot be answered.
+                call.spare_id = call.spare_id or "call_" + os.urandom(12).hex()
+                whole["id"] = call.spare_id
+            whole["type"] = whole.get("type") or call.kind
+            whole[call.kind] = _merged(call.body)
+            whole[call.kind]["input" if call.kind == "custom" else "arguments"] = text
+            calls.append(whole)
         return calls
 
 
-class _Answer:
-    """One choice so far."""
+class _ChoiceSoFar:
+    """One of the answers."""
 
     def __init__(self) -> None:
-        self.finish_reason: Optional[str] = None
-        self._choice: Dict[str, Any] = {}       # last values
-        self._message: Dict[str, Any] = {}
-        self._texts: Dict[Any, List[str]] = {}  # pieces, by field or (field, member)
-        self._lists: Dict[Any, List[Any]] = {}
+        self._fields: Dict[str, Any] = {}
+        self._message: Dict[str, Any] = {"role": "assistant", "content": None}
         self._calls = _ToolCalls()
 
-    def add(self, choice: Dict[str, Any]) -> None:
-        for key, value in choice.items():
-            if value is None or key == "message":
-                continue
-            if key == "delta":
-                self._add_delta(value.__dict__)
-            elif key == "finish_reason":
-                if value and value.__class__ is str:
-                    self.finish_reason = value
-            elif key == "logprobs":
-                for name, items in value.__dict__.items() if isinstance(value, _WireObject) else ():
-                    if isinstance(items, list):
-                        self._lists.setdefault((key, name), []).extend(items)
-            else:
-                self._choice[key] = value
-
-    def _add_delta(self, delta: Dict[str, Any]) -> None:
-        for key, value in delta.items():
+    def add(self, choice: Choice) -> None:
+        fields = self._fields
+        for name, value in choice.__dict__.items():
             if value is None:
                 continue
-            if key == "content" and value.__class__ is str:
-                self._texts.setdefault(key, []).append(value)
-            elif key in ("content", "refusal") or key in _REASONING:
-                text, reasoning = _text_parts(value)
-                self._join(key, text)
-                self._join("reasoning_content" if key == "content" else key, reasoning)
-            elif key == "tool_calls":
-                for call in value if value.__class__ is list else ():
-                    if isinstance(call, _WireObject):
-                        self._calls.add(call.__dict__)
-            elif key == "reasoning_details" and value.__class__ is list:
-                self._lists.setdefault(key, []).extend(value)
-            elif key in ("function_call", "audio"):
-                for name, item in value.__dict__.items() if isinstance(value, _WireObject) else ():
-                    if name in ("arguments", "data", "transcript"):
-                        self._join((key, name), item)
-                    elif item:
-                        self._message.setdefault(key, {})[name] = item
-            elif value != "":
-                self._message[key] = value
+            if name == "delta":
+                self._add_delta(value)
+            elif name == "logprobs" and isinstance(value, _WireObject):
+                _merge(fields.setdefault(name, {}), value)
+            elif value != "" and name not in ("message", "text"):
+                fields[name] = value
 
-    def _join(self, key: Any, text: Any) -> None:
-        if text and text.__class__ is str:
-            self._texts.setdefault(key, []).append(text)
+    def _add_delta(self, delta: Any) -> None:
+        if not isinstance(delta, _WireObject):
+            return
+        _merge(self._message, delta)
+        calls: Any = delta.__dict__.get("tool_calls")
+        if calls.__class__ is list:
+            for call in calls:
+                if isinstance(call, _WireObject):
+                    self._calls.add(call)
 
     def whole(self, index: int) -> Dict[str, Any]:
-        message: Dict[str, Any] = {"role": "assistant", "content": None}
-        for key, value in self._message.items():
-            message[key] = dict(value) if key in ("function_call", "audio") else value
-        choice: Dict[str, Any] = dict(
-            self._choice, index=index, message=message, finish_reason=self.finish_reason, logprobs=None)
-        for key, pieces in self._texts.items():
-            text = _well_formed("".join(pieces))
-            if isinstance(key, tuple):
-                message.setdefault(key[0], {})[key[1]] = text
-            else:
-                message[key] = text
-        for key, items in self._lists.items():
-            if isinstance(key, tuple):
-                choice["logprobs"] = dict(choice["logprobs"] or {}, **{key[1]: list(items)})
-            else:
-                message[key] = list(items)
+        message = _merged(self._message)
+        message.pop("tool_calls", None)  # The last fragments.
         calls = self._calls.whole()
         if calls:
             message["tool_calls"] = calls
+        choice: Dict[str, Any] = {"finish_reason": None, "logprobs": None}
+        choice.update(_merged(self._fields), index=index, message=message)
         return choice
 
 
 class Accumulator:
     """Puts the chunks of a stream together: `add` each, read `completion` at any time.
 
-    Texts, reasoning, refusals, tool arguments and audio are joined, lists of log probabilities extended, usage is the
-    last count that is not all zero; of any other field the last value that is not null wins.
+    Texts, reasoning, refusals, tool arguments and audio are joined; lists of log probabilities,
+    annotations and reasoning details extended; usage is the last count that is not all zero; of
+    any other field the last value that is not null wins.
     """
 
     def __init__(self) -> None:
         self._fields: Dict[str, Any] = {}
-        self._answers: Dict[int, _Answer] = {}
-        self._usage: Optional[CompletionUsage] = None
+        self._choices: Dict[int, _ChoiceSoFar] = {}
+        self._usage: Optional[_WireObject] = None
 
     def add(self, chunk: ChatCompletionChunk) -> None:
-        for key, value in chunk.__dict__.items():
-            if key == "choices":
+        for name, value in chunk.__dict__.items():
+            if name == "choices":
                 for choice in value or ():
                     index = choice.index or 0
-                    answer = self._answers.get(index)
-                    if answer is None:
-                        answer = self._answers[index] = _Answer()
-                    answer.add(choice.__dict__)
-            elif value is None or value == "":
+                    so_far = self._choices.get(index)
+                    if so_far is None:
+                        so_far = self._choices[index] = _ChoiceSoFar()
+                    so_far.add(choice)
+            elif not value and value in (None, ""):
                 continue
-            elif key == "usage":
+            elif name == "usage":
                 self._count(value)
             else:
-                if key == "x_groq" and value.__class__ is dict and value.get("usage").__class__ is dict:
-                    self._count(_wire(CompletionUsage, dict(value["usage"])))
-                self._fields[key] = value
+                self._fields[name] = value
+                if name == "x_groq" and isinstance(value, dict):
+                    usage = value.get("usage")
+                    if isinstance(usage, dict):
+                        self._count(_wire(CompletionUsage, _plain(usage)))
 
     def _count(self, usage: Any) -> None:
-        if isinstance(usage, CompletionUsage) and any(
-                isinstance(count, (int, float)) and count for count in usage.__dict__.values()):
-            self._usage = usage
-
-    def finished(self, choices: int = 1) -> bool:
-        """At least so many choices were seen, and each has its finish_reason."""
-        return len(self._answers) >= choices and all(answer.finish_reason for answer in self._answers.values())
+        if isinstance(usage, _WireObject):
+            counts = usage.__dict__.values()
+            if any([count for count in counts if isinstance(count, (int, float))]):
+                self._usage = usage
 
     @property
     def completion(self) -> ChatCompletion:
-        """The reply so far, a copy: in the shape of a whole one."""
-        choices = [self._answers[index].whole(index) for index in sorted(self._answers)]
-        whole = _wire(ChatCompletion, dict(self._fields, object="chat.completion", choices=choices, usage=self._usage))
+        """The reply so far, a copy, in the shape of a whole one."""
+        fields = _merged(self._fields)
+        fields["object"] = "chat.completion"
+        fields["choices"] = [self._choices[index].whole(index) for index in sorted(self._choices)]
+        fields["usage"] = _merged(self._usage)
+        whole = _wire(ChatCompletion, fields)
         whole._request_id = None
         return whole
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Body framing: chunked coding, Content-Length, gzip and deflate, undone piece by piece.  No I/O.
-# http.client's own reader takes a cut chunked body for its end and accepts sizes such as 0x9, 1_0 and -5.
+# --------------------------------------------------------------------------------------------------
+# Bodies
+#
+# Chunked coding, Content-Length, gzip and deflate, undone piece by piece: generators that take what
+# a connection has received, and put back what is not theirs.  http.client's own reader takes a cut
+# chunked body for its end, and accepts sizes such as 0x9, 1_0 and -5.  No I/O.
 # Source: RFC 9112, sections 6 and 7; RFC 1950 to 1952
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-class _BodyError(http.client.HTTPException):
-    """The body breaks the rules of its framing or coding."""
-
-
-class _Framing:
-    """Finds a body in the bytes of a connection.
-
-    length: its Content-Length, None if the body ends with the connection
-    ended:  the whole body has come
-    dirty:  something came after it
-    error:  the _BodyError that follows what `feed` returned
-    """
-
-    def __init__(self, length: Optional[int]) -> None:
-        self.length = length
-        self.ended = length == 0
-        self.dirty = False
-        self.error: Optional[_BodyError] = None
-
-    def feed(self, data: bytes) -> bytes:
-        if self.length is None:
-            return data
-        body = data[:self.length]
-        self.dirty = self.dirty or len(data) > self.length
-        self.length -= len(body)
-        self.ended = self.length == 0
-        return body
-
-    def close(self) -> None:
-        """The connection has ended."""
-        if self.length is None:
-            self.ended = True
-        elif not self.ended:
-            self.error = _BodyError("the connection was closed %d bytes before the end of the reply" % self.length)
+class _BrokenReply(OSError):
+    """The reply breaks the rules of HTTP, or ends too early by them."""
 
 
-class _ChunkedFraming(_Framing):
-    """The chunked coding: CRLF and hexadecimal digits only; extensions and trailers are skipped."""
+def _received(connection: "_Connection") -> Iterator[bytes]:
+    """The bytes of a connection as they come, b"" where there are none yet, until it is closed."""
+    while True:
+        data, connection.ahead = connection.ahead, b""
+        if not data and connection.ended:
+            fault, connection.fault = connection.fault, None
+            if fault is None:
+                return
+            try:
+                raise fault
+            finally:
+                fault = None  # Its traceback holds this frame: a cycle.
+        yield data
 
-    # The CRLF that ends a chunk is read with the next one's size.
-    _size = re.compile(rb"\r\n0{0,16}([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
-    _size_start = re.compile(rb"\r(\n([0-9a-fA-F]{1,31}([ \t;\r]|\Z)|\Z)|\Z)")
 
-    def __init__(self) -> None:
-        super().__init__(0)
-        self.ended = False
-        self._rest = b"\r\n"     # a size line or trailer that has not ended; at first, as if a chunk had come before
-        self._left = 0           # bytes of the chunk still to come
-        self._in_trailer = False
-        self._trailer_size = 0
+def _framed(connection: "_Connection", head: "_Head") -> Iterator[bytes]:
+    """The body that begins in what a connection has received, up to its end and no further."""
+    if head.chunked:
+        return _unchunked(connection)
+    if head.length is not None:
+        return _sized(connection, head.length)
+    return _received(connection)
 
-    def feed(self, data: bytes) -> bytes:
-        if self._rest:
-            data, self._rest = self._rest + data, b""
-        pieces = []
+
+def _sized(connection: "_Connection", length: int) -> Iterator[bytes]:
+    """A body whose length was told."""
+    if not length:
+        return
+    for data in _received(connection):
+        if len(data) >= length:
+            connection.ahead = data[length:]
+            yield data[:length]
+            return
+        length -= len(data)
+        yield data
+    raise _BrokenReply("the connection was closed %d bytes before the end of the reply" % length)
+
+
+# CRLF and hexadecimal digits only.  The CRLF that ends a chunk is read with the next one's size.
+_CHUNK_SIZE = re.compile(rb"\r\n0{0,16}([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK_SIZE_BEGINS = re.compile(rb"\r(\n([0-9a-fA-F]{1,31}([ \t;\r]|\Z)|\Z)|\Z)")
+
+
+def _unchunked(connection: "_Connection") -> Iterator[bytes]:
+    """A body in the chunked coding; extensions and trailers are skipped."""
+    line = b"\r\n"  # A size line that has not ended; at first, as if a chunk had come before.
+    left = 0        # Bytes of the chunk that are still to come.
+    for data in _received(connection):
+        if line and b"\n" not in data and len(line) > 64:
+            # A long extension: it is not looked at again for each of its pieces.
+            line += data
+            if len(line) > MAX_CHUNK_LINE:
+                raise _bad_chunk()
+            yield b""
+            continue
+        if line:
+            data, line = line + data, b""
+        pieces: List[bytes] = []
         at, end = 0, len(data)
-        while at < end and not self.ended and not self.error:
-            if self._in_trailer:
-                at = self._trailer(data, at)
-                continue
-            if not self._left:
-                size = self._size.match(data, at)
-                if not size:
-                    self._incomplete(data[at:])
-                    at = end
+        while at < end:
+            if not left:
+                size = _CHUNK_SIZE.match(data, at)
+                if size is None:
+                    line = data[at:]
                     break
-                at, self._left = size.end(), int(size.group(1), 16)
-                self._in_trailer = not self._left
-            piece = data[at:at + self._left]
+                at, left = size.end(), int(size.group(1), 16)
+                if not left:
+                    if pieces:
+                        yield b"".join(pieces)
+                    connection.ahead = data[at:]
+                    for _ in _until_blank_line(connection, b"\n", MAX_HEADERS):
+                        yield b""
+                    return
+            piece = data[at:at + left]
             pieces.append(piece)
             at += len(piece)
-            self._left -= len(piece)
-        self.dirty = self.dirty or at < end
-        return b"".join(pieces)
-
-    def _incomplete(self, line: bytes) -> None:
-        if b"\n" in line[2:] or len(line) > MAX_CHUNK_LINE or not self._size_start.match(line):
-            self.error = _BodyError("a chunk of the reply has no valid size: %r" % line.lstrip()[:40])
-        self._rest = line
-
-    def _trailer(self, data: bytes, at: int) -> int:
-        end = data.find(b"\n", at) + 1
-        self._trailer_size += (end or len(data)) - at
-        if self._trailer_size > MAX_HEADERS:
-            self.error = _BodyError("the trailers of the reply are longer than %d bytes" % MAX_HEADERS)
-        elif not end:
-            self._trailer_size -= len(data) - at
-            self._rest = data[at:]
-        elif data[at:end].strip() == b"":
-            self.ended = True
-        return end or len(data)
-
-    def close(self) -> None:
-        if not self.ended:
-            self.error = _BodyError("the connection was closed before the end of the reply")
+            left -= len(piece)
+        is_bad = line and not _may_become_size(line)
+        if pieces or not is_bad:
+            yield b"".join(pieces)
+        if is_bad:
+            raise _bad_chunk()
+    raise _BrokenReply("the connection was closed before the end of the reply")
 
 
-class _Inflater:
-    """gzip, or deflate with or without its zlib header, which servers disagree about."""
+def _may_become_size(line: bytes) -> bool:
+    ended = b"\n" in line[2:]
+    return not ended and len(line) <= MAX_CHUNK_LINE and bool(_CHUNK_SIZE_BEGINS.match(line))
 
-    def __init__(self, coding: str) -> None:
-        self._coding = coding
-        self._zlib: Any = None   # none before the first member and between members
-        self._rest = b""         # a first byte that does not tell yet what follows
-        self._members = 0
-        self._size = 0
-        self.error: Optional[_BodyError] = None
 
-    def feed(self, data: bytes) -> bytes:
-        data, self._rest = self._rest + data, b""
-        text = b""
-        while data and not self.error:
-            if self._zlib is None:
-                if len(data) < 2:
-                    self._rest = data
-                    break
-                if self._members and data[:2] != b"\x1f\x8b":
-                    break  # padding after the last member
-                raw = self._coding == "deflate" and (data[0] & 15 != 8 or (data[0] << 8 | data[1]) % 31)
-                self._zlib = zlib.decompressobj(-15 if raw else 47)
-            text += self._inflate(data)
-            data = self._zlib.unused_data
-            if self._zlib.eof:
-                self._members += 1
-                self._zlib = None
-        self._size += len(text)
-        if self._size > MAX_INFLATED:
-            self.error = _BodyError("the reply is longer than %d bytes after decompression" % MAX_INFLATED)
-        return text
+def _bad_chunk() -> _BrokenReply:
+    return _BrokenReply("a chunk of the reply has no valid size")
 
-    def _inflate(self, data: bytes) -> bytes:
-        before = self._zlib.copy()
-        try:
-            return cast(bytes, self._zlib.decompress(data))
-        except zlib.error as error:
-            self.error = _BodyError("the reply cannot be decompressed: %s" % error)
-            text = b""
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+
+
+def _until_blank_line(connection: "_Connection", block: bytes,
+                      limit: int) -> Generator[bytes, None, bytes]:
+    """Take a block of lines up to the blank line that ends it, and return it.
+
+    Yields b"" where more has to come.  `block` is what came before; b"\\n" lets it be empty.
+    """
+    taken = bytearray(block)
+    for data in _received(connection):
+        searched = max(0, len(taken) - 2)
+        taken += data
+        blank_line = _BLANK_LINE.search(taken, searched)
+        if blank_line and blank_line.end() <= limit:
+            connection.ahead = bytes(taken[blank_line.end():])
+            return bytes(taken[:blank_line.end()])
+        if len(taken) > limit:
+            raise _BrokenReply("the headers are longer than %d bytes" % limit)
+        yield b""
+    if len(taken) == len(block):
+        raise ConnectionAbortedError("the connection was closed without an answer")
+    raise _BrokenReply("the connection was closed in the middle of the headers")
+
+
+def _inflated(body: Iterator[bytes], head: "_Head") -> Iterator[bytes]:
+    """The body without its content coding, which was not asked for but may have come."""
+    return _inflate(body, head.coding) if head.coding else body
+
+
+def _inflate(body: Iterator[bytes], coding: str) -> Iterator[bytes]:
+    """Undo gzip, or deflate with or without its zlib header, which servers disagree about.
+
+    Comes in pieces of 64 KiB at most, and must not grow out of proportion to what was received:
+    4 KiB may be made to say 4 MiB.
+    """
+    inflater: Any = None
+    start = b""
+    received = inflated = 0
+    for data in body:
+        if not data:
+            yield b""
+            continue
+        received += len(data)
+        if inflater is None:
+            start += data
+            if len(start) < 2:
+                continue
+            data = start
+            inflater = zlib.decompressobj(_window(coding, data))
+        piece = b"more"
+        while piece and not inflater.eof:
             try:
-                for i in range(len(data)):  # what came before the bad byte counts
-                    text += before.decompress(data[i:i + 1])
-            except zlib.error:
-                pass
-            return text
+                piece = inflater.decompress(data, 65536)
+            except zlib.error as error:
+                raise _BrokenReply("the reply cannot be decompressed: %s" % error) from None
+            data = inflater.unconsumed_tail
+            inflated += len(piece)
+            if inflated > min(MAX_INFLATED, (1 << 20) + MAX_RATIO * received):
+                raise _BrokenReply("the reply grows out of proportion by decompression: %d bytes "
+                                   "of %d" % (inflated, received))
+            if piece:
+                yield piece
+    if inflater is None or not inflater.eof:
+        raise _BrokenReply("the compressed reply ends too early")
 
-    def close(self) -> None:
-        if self._zlib is not None or not self._members:
-            self.error = self.error or _BodyError("the compressed reply ends too early")
+
+def _window(coding: str, start: bytes) -> int:
+    """zlib's parameter for what begins so: deflate may lack the header that RFC 1950 asks for."""
+    has_header = start[0] & 15 == 8 and (start[0] << 8 | start[1]) % 31 == 0
+    return -zlib.MAX_WBITS if coding == "deflate" and not has_header else zlib.MAX_WBITS | 32
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Transport: a request in, an open response or an error of ours out.  The one place that does I/O and that translates
-# exceptions.  urllib's opener finds the proxy and runs the caller's handlers; http.client parses the response's head.
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Transport
+#
+# A request in, an open reply or an error of ours out: the one section that does I/O.  urllib's
+# opener finds the proxy and runs the caller's handlers; http.client parses the lines of a head.
+# --------------------------------------------------------------------------------------------------
 
 _SSL_ERRORS: Tuple[Type[BaseException], ...] = (ssl.SSLError, ssl.CertificateError) if ssl else ()
-_FAULTS: Tuple[Type[BaseException], ...] = (OSError, http.client.HTTPException, ValueError) + _SSL_ERRORS
-_WOULD_BLOCK: Tuple[Type[BaseException], ...] = (BlockingIOError,) + ((ssl.SSLWantReadError,) if ssl else ())
+_WOULD_BLOCK: Tuple[Type[BaseException], ...] = (BlockingIOError,)
+if ssl:
+    _WOULD_BLOCK += (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+# On Windows neither Ctrl-C nor the shutdown of a socket wakes who waits in a system call: there
+# each wait is cut into slices, and the call is looked at between two.
+_SLICE = 0.25 if os.name == "nt" else math.inf
+
+
+class _NoQueue:
+    """What a synchronous call enters while it waits for the network: nobody waits for its turn."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: Any) -> None:
+        pass
 
 
 class _Call:
-    """The clock of one call, its retries included, and the socket in its use, so that another thread can end it."""
+    """The clock of one call, its retries included, and the means to end it from any thread."""
 
-    def __init__(self, timeout: Any, deadline: Optional[float]) -> None:
-        self.connect, self.read = _timeouts(timeout)
+    def __init__(self, place: str, connect: float, read: float, deadline: float,
+                 network: Any = None) -> None:
+        self.place = place         # The address, for messages.
+        self.connect = connect     # Seconds to connect,
+        self.read = read           # and to wait for the next event.
         self.started = time.monotonic()
-        self.deadline = self.started + (math.inf if deadline is None else deadline)
-        self.until = math.inf           # when the present wait ends
-        self.answer_by: Optional[float] = None
-        self.connecting = True
-        self.proxy = ""                 # host:port
-        self.secrets: Set[str] = set()  # what no error may show, though a server repeats it
-        self.cancelled = threading.Event()
-        self.waits: Callable[[bool], None] = lambda begin: None  # called when a wait for the network begins and ends
-        self.sock: Any = None
-        self._pid = os.getpid()
+        self.deadline = self.started + deadline
+        self.network = network or _NoQueue()  # Entered while the network is waited for.
+        self._until = math.inf
+        self._sock: Any = None     # In use by this call, and by no other.
+        self._cancelled = threading.Event()
+        self._lock = threading.RLock()  # A signal handler may cancel the call in its own thread.
 
-    def start(self, seconds: float) -> None:
-        """Start to wait for something for so many seconds; bytes that are not it do not extend the wait."""
-        self.until = min(time.monotonic() + seconds, self.deadline)
+    def start(self, seconds: float) -> float:
+        """Start to wait for something for so many seconds; what is not it does not extend them.
 
-    def start_answer(self) -> None:
-        """Start to wait for the answer, once in an attempt: redirects and error bodies are part of it."""
-        if self.answer_by is None:
-            self.answer_by = min(time.monotonic() + self.read, self.deadline)
-        self.until = self.answer_by
+        Returns the moment at which the wait ends, on the clock of time.monotonic().
+        """
+        self._until = min(time.monotonic() + seconds, self.deadline)
+        return self._until
 
-    def left(self) -> Optional[float]:
-        """Seconds for the next step on the socket.  Raises socket.timeout if there are none."""
-        if self.cancelled.is_set():
+    def go_on(self, until: float) -> None:
+        """Go on with a wait that was started earlier."""
+        self._until = until
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Wait for something on the way, no longer than so many seconds."""
+        until = self._until
+        self._until = min(until, time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self._until = until
+
+    def left(self) -> float:
+        """Seconds for the next step.
+
+        Raises socket.timeout if there are none, OSError if the call was cancelled.
+        """
+        if self._cancelled.is_set():
             raise OSError("closed")
-        left = self.until - time.monotonic()
-        if left <= 0:
+        remaining = self.remaining
+        if not remaining:
             raise socket.timeout("timed out")
-        return left if left < 1e6 else None  # what is far away need not fit the platform's time_t
+        return min(remaining, 1e6)  # More need not fit the platform's time_t.
 
-    def attach(self, sock: Any) -> None:
-        self.sock = sock
-        sock.settimeout(self.left())
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not beyond a cancellation."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._cancelled.is_set():
+            self._cancelled.wait(max(0.0, min(end - time.monotonic(), _SLICE)))
+
+    def hold(self, sock: Any) -> None:
+        """Use a socket, which `cancel` then shuts.  Raises OSError if the call was cancelled."""
+        with self._lock:
+            if self._cancelled.is_set():
+                raise OSError("closed")
+            self._sock = sock
+
+    def let_go(self) -> bool:
+        """Use no socket any more; return whether it was left alone, and may serve another call."""
+        with self._lock:
+            self._sock = None
+            return not self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """End the call at once: `shutdown` wakes a thread that waits on the socket, which `close` does not."""
-        self.cancelled.set()
-        sock = self.sock
-        if sock is not None and self._pid == os.getpid():  # after a fork the connection is the parent's
-            try:
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket.shutdown would not spare the reader
-            except OSError:
-                pass
+        """End the call at once."""
+        with self._lock:
+            self._cancelled.set()
+            if self._sock is not None:
+                _shut(self._sock)
 
-    def add_secrets(self, *texts: str) -> None:
-        self.secrets.update(text for text in texts if len(text) > 7)  # hiding "ollama" would only blur messages
+    @property
+    def remaining(self) -> float:
+        """Seconds until the present wait ends."""
+        return max(0.0, self._until - time.monotonic())
 
-    def hide(self, value: Any) -> Any:
-        """A JSON value without the secrets."""
-        if isinstance(value, str):
-            for secret in self.secrets:
-                value = value.replace(secret, "***")
-        elif isinstance(value, dict):
-            value = {self.hide(key): self.hide(item) for key, item in value.items()}
-        elif isinstance(value, list):
-            value = [self.hide(item) for item in value]
-        return value
-
-    def hide_in(self, error: APIError) -> None:
-        """Take the secrets out of an error; a server may have repeated them anywhere."""
-        error.message, error.body = self.hide(error.message), self.hide(error.body)
-        error.code, error.param, error.type = self.hide([error.code, error.param, error.type])
-        error.args = (error.message,)
-        cause = "%r %s" % (error.__cause__, error.__cause__)
-        if self.hide(cause) != cause:
-            error.__cause__ = error.__context__ = None
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
 
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self.started
 
 
-def _timeouts(timeout: Any) -> Tuple[float, float]:
-    """(connect, read) from a number, a pair, an object with these two attributes, or None for no limit."""
-    if hasattr(timeout, "connect") and hasattr(timeout, "read"):
-        timeout = (timeout.connect, timeout.read)
-    pair = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
-    if len(pair) != 2 or not all(value is None or _is_positive(value) for value in pair):
-        raise OpenAIError("timeout must be seconds, (connect, read) in seconds, or None, not %r" % (timeout,))
-    connect, read = (math.inf if value is None else float(value) for value in pair)
-    return connect, read
+def _shut(sock: Any) -> None:
+    """End a connection under whoever reads from it: `shutdown` wakes him, which `close` does not.
+
+    SSLSocket's own `shutdown` would take the TLS object from under the reader.
+    """
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+class _Secrets:
+    """What no message, log line or traceback may show, though a server repeats it."""
 
+    def __init__(self) -> None:
+        self._texts: Set[str] = set()
+        self._pattern: Any = None
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def add(self, *texts: str) -> None:
+        self._texts.update(filter(None, texts))
+        self._pattern = None
+
+    def add_header(self, name: str, value: str) -> None:
+        """Add what of a header, or of a field of a query, is secret by its name."""
+        if not _SECRET_NAME.search(name.lower()):
+            return
+        self.add(value, value.split(" ")[-1])
+        if "cookie" in name.lower():
+            for cookie in value.split(";"):
+                self.add(cookie.partition("=")[2].strip())
+        if value.lower().startswith("basic "):
+            import base64
+            try:
+                user, _, password = base64.b64decode(value[6:]).decode().partition(":")
+                self.add(password)
+            except ValueError:
+                pass
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest secret, however it is written."""
+        return 6 * max([len(text) for text in self._texts] + [0]) + 1
+
+    def hide(self, text: str) -> str:
+        if not self._texts:
+            return text
+        if self._pattern is None:
+            self._pattern = self._compiled()
+        return str(self._pattern.sub("***", text))
+
+    def _compiled(self) -> Any:
+        """A pattern of the secrets in every form in which they may come back."""
+        forms: Set[str] = set()
+        for text in self._texts:
+            forms.update((text, urllib.parse.quote(text), urllib.parse.quote(text, safe=""),
+                          text.replace("/", "\\/"), json.dumps(text)[1:-1]))
+        parts = []
+        for form in sorted(forms, key=len, reverse=True):
+            # A short key, such as "any", is hidden where it is a word of its own: anywhere else
+            # it would only blur the message.
+            part = re.escape(form)
+            parts.append(part if len(form) > 7 else r"(?<!\w)%s(?!\w)" % part)
+        return re.compile("|".join(parts))
+
+    def hide_in(self, value: Any) -> Any:
+        """A JSON value without the secrets."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, dict):
+            return {self.hide_in(key): self.hide_in(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.hide_in(item) for item in value]
+        return value
+
+
+_SECRET_NAME = re.compile(
+    "auth|key|token|secret|cookie|passw|pwd|credential|signature|"
+    "(^|[^a-z])(code|sig|pass)($|[^a-z])")
+
+
+class _Route(NamedTuple):
+    """Where a connection leads; it serves every request of the same route, and no other."""
+
+    scheme: str
+    host: str     # With its port: the server's or the proxy's.
+    tunnel: str   # host:port that the proxy connects to.
+
+
+# Sockets of connections that were not closed.  If a connection is lost in a reference cycle, its
+# own finalizer is to close the socket, not the socket's, which warns.
+_open_sockets: Set[Any] = set()
+
+
+class _Connection:
+    """A socket and what has been received from it; the pipeline's generators take that.
+
+    It holds nothing of the request that it serves, and so nothing of the last one while idle.
+    """
+
+    def __init__(self, route: Optional[_Route], sock: Any, round_trip: float = 0.0) -> None:
+        self.route = route
+        self.sock = sock
+        self.round_trip = round_trip         # Seconds that the TCP handshake took.
+        self.ahead = b""                     # Received, and not taken yet.
+        self.ended = False                   # Nothing more will be received: the server closed,
+        self.fault: Optional[OSError] = None  # or this happened.
+        self.received = 0                    # Bytes, in all.
+        self.sent_at: Optional[float] = None  # When the request had been sent.
+        self._in_use = threading.Lock()      # Held by whoever reads: a socket is not closed then.
+        self._closing = False
+        self._pid = os.getpid()
+        _open_sockets.add(sock)
+
+    def fill(self, call: _Call, wait: bool = True, size: int = 16384) -> bool:
+        """Receive some bytes: here comes every one of them, within what is left of the call's time.
+
+        Returns False if there are none yet and `wait` is False.  A fault is kept, to be raised by
+        whoever takes what came before it.
+        """
+        with self._in_use:
+            try:
+                data = self._receive(call, wait, size)
+            except _WOULD_BLOCK:
+                return False
+            except OSError as fault:
+                self.fault = fault
+                data = b""
+        if data:
+            self.ahead += data
+            self.received += len(data)
+        else:
+            self.ended = True
+        if self._closing:
+            self.close()
+        return True
+
+    def _receive(self, call: _Call, wait: bool, size: int) -> bytes:
+        while True:
+            timeout = min(call.left(), _SLICE)
+            if not wait:
+                timeout = 0.0
+            if timeout != self.sock.gettimeout():  # Each setting is a system call.
+                self.sock.settimeout(timeout)
+            try:
+                if not wait:
+                    return cast(bytes, self.sock.recv(size))
+                with call.network:
+                    return cast(bytes, self.sock.recv(size))
+            except socket.timeout:
+                pass  # It was a slice of the time, or left() raises.
+
+    def send(self, call: _Call, data: bytes) -> None:
+        """Send a request; progress restarts the wait: a slow upload is no dead server."""
+        self.sent_at = None
+        rest = memoryview(data)
+        began = 0.0
+        while rest:
+            began = time.monotonic()
+            self.sock.settimeout(min(call.left(), _SLICE))
+            try:
+                with call.network:
+                    sent = self.sock.send(rest[:16384])
+            except socket.timeout:
+                continue
+            rest = rest[sent:]
+            if rest:
+                call.start(call.read)
+        self.sent_at = began
+
+    def start_tls(self, call: _Call, context: Any, host: str) -> None:
+        plain, self.sock = self.sock, context.wrap_socket(
+            self.sock, server_hostname=host, do_handshake_on_connect=False)
+        _open_sockets.discard(plain)
+        _open_sockets.add(self.sock)
+        call.hold(self.sock)
+        self.sock.settimeout(call.left())
+        with call.network:
+            self.sock.do_handshake()
+
+    def close(self) -> None:
+        """End the connection at once, but close its socket only when nobody reads from it.
+
+        The reader's system call may have been looked up under a descriptor that the next
+        connection of the process gets.
+        """
+        self._closing = True
+        if self._pid == os.getpid():  # After a fork the connection is the parent's.
+            _shut(self.sock)
+        if self._in_use.acquire(False):
+            try:
+                self.sock.close()
+                _open_sockets.discard(self.sock)
+            finally:
+                self._in_use.release()
+
+    __del__ = close
+
+
+class _Pool:
+    """The connections that a client keeps for its next requests."""
+
+    def __init__(self) -> None:
+        self._idle: List[Tuple[float, _Connection, Iterator[bytes]]] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def claim(self, route: _Route, call: _Call) -> Optional[_Connection]:
+        """An idle connection that can carry a request, the youngest first."""
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]  # Forked since: they are the parent's.
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                stale = [idle for idle in self._idle if now - idle[0] > IDLE_SECONDS]
+                self._idle = self._idle[len(stale):]  # The oldest come first.
+                known = [idle for idle in self._idle if idle[1].route == route]
+                for idle in known[-1:]:
+                    self._idle.remove(idle)
+            for _, connection, _ in stale:
+                connection.close()
+            if not known:
+                return None
+            since, connection, tail = known[-1]
+            if _is_reusable(connection, tail, call, now - since):
+                return connection
+            connection.close()
+
+    def release(self, connection: _Connection, tail: Iterator[bytes]) -> None:
+        """Keep a connection whose answer is whole; `tail` reads the rest of the body's framing.
+
+        That is not waited for here, but looked at when the connection is next wanted.
+        """
+        with self._lock:
+            if not self._closed:
+                self._idle.append((time.monotonic(), connection, tail))
+            surplus = self._idle[:-MAX_IDLE]
+            del self._idle[:-MAX_IDLE]
+            is_kept = not self._closed
+        for _, old, _ in surplus:
+            old.close()
+        if not is_kept:
+            connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for _, connection, _ in idle:
+            connection.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+
+def _is_reusable(connection: _Connection, tail: Iterator[bytes], call: _Call, age: float) -> bool:
+    """Whether the last body has ended, and there is nothing more to read.
+
+    The last bytes of a body, behind [DONE], may be some microseconds late: they get a moment.
+    """
+    is_young = age < 0.1
+    try:
+        with call.within(0.1 - age if is_young else 1.0):
+            for data in itertools.islice(tail, 64):
+                if not data and not connection.fill(call, wait=is_young):
+                    return False
+        if next(tail, None) is not None or connection.ahead:
+            return False
+        return not connection.fill(call, wait=False)
+    except OSError:
+        return False
+
+
+# -- heads --
+
+class _Head(NamedTuple):
+    """The head of an answer."""
+
+    status: int
+    reason: str
+    headers: Any
+    keep: bool              # The connection can serve another request afterwards.
+    chunked: bool
+    length: Optional[int]   # Of the body; None if its end is told in another way.
+    coding: str             # Of the content: "" for none.
+
+
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: +(.*))?\Z")
+_HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[ \t]")  # A blank continues the last one.
+
+
+def _parse_head(block: bytes) -> _Head:
+    """Parse the head of an answer, from its status line to its blank line.
+
+    Raises _BrokenReply for what cannot be understood in one way only: whoever guesses where the
+    body begins and ends hands out a part of it as the whole.
+    """
+    lines = block.decode("latin-1").replace("\r\n", "\n").rstrip("\n").split("\n")
+    status_line = _STATUS_LINE.match(lines[0])
+    if not status_line:
+        raise _BrokenReply("the answer is no HTTP/1.1")
+    for line in lines[1:]:
+        if not _HEADER_LINE.match(line) or re.search("[\0-\x08\x0b-\x1f]", line):
+            raise _BrokenReply("the headers of the answer have a line that is no header")
+    if lines[1:] and lines[1][0] in " \t":
+        raise _BrokenReply("the headers of the answer begin with a continuation")
+    try:
+        headers = http.client.parse_headers(io.BytesIO(block.partition(b"\n")[2]))
+    except http.client.HTTPException as error:
+        raise _BrokenReply("the headers of the answer cannot be read: %s" % error) from None
+    minor, status, reason = status_line.groups()
+    codings = headers.get_all("transfer-encoding") or []
+    lengths = set(map(str.strip, headers.get_all("content-length") or ()))
+    chunked = [str(coding).strip().lower() for coding in codings] == ["chunked"]
+    if codings and not chunked and [coding.strip().lower() for coding in codings] != ["identity"]:
+        raise _BrokenReply("the reply has transfer codings that are not understood")
+    if not chunked and lengths:
+        if len(lengths) > 1 or not re.match("[0-9]{1,18}$", min(lengths)):
+            raise _BrokenReply("the reply has no valid Content-Length")
+    length = int(min(lengths)) if lengths and not chunked else None
+    if status in ("204", "304"):
+        chunked, length = False, 0
+    connection = str(headers.get("connection") or "").lower()
+    keep = "close" not in connection if minor == "1" else "keep-alive" in connection
+    # Both a coding and a length may be an attempt to smuggle a reply (RFC 9112, section 6.3).
+    keep = keep and not (chunked and lengths) and (chunked or length is not None)
+    coding = str(headers.get("content-encoding") or "").strip().lower()
+    return _Head(int(status), reason or "", headers, keep, chunked, length,
+                 "" if coding == "identity" else coding)
+
+
+def _read_head(connection: _Connection, call: _Call) -> _Head:
+    """Read the head of the answer, and skip every interim answer (1xx) before it."""
+    limit = MAX_HEADERS
+    while True:
+        while len(connection.ahead) < 5 and not connection.ended:
+            connection.fill(call)
+        if connection.ahead.startswith((b"\x15\x03", b"\x16\x03")):
+            raise _BrokenReply("the answer is TLS: does this port speak https?")
+        if not b"HTTP/".startswith(connection.ahead[:5]):
+            raise _BrokenReply("the answer is no HTTP")
+        reading = _until_blank_line(connection, b"", limit)
+        block = _complete(reading, connection, call)
+        head = _parse_head(block)
+        if head.status == 101:
+            raise _BrokenReply("the server wants to switch protocols")
+        if head.status >= 200:
+            return head
+        limit -= len(block)
+
+
+def _complete(reading: Generator[bytes, None, _T], connection: _Connection, call: _Call) -> _T:
+    """Run a generator to its end, receiving where it waits; return what it returns."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return cast(_T, end.value)
+        connection.fill(call)
+
+
+# -- urllib's part --
 
 class _Request(urllib.request.Request):
-    """A urllib request that knows its call.  All its headers are unredirected: none leaves for another origin."""
+    """A urllib request that knows its call.
 
-    def __init__(self, call: _Call, method: str, url: str, headers: Dict[str, str], body: Optional[bytes],
-                 redirects: int = 0) -> None:
+    All its headers are unredirected ones: none leaves for another origin.
+    """
+
+    def __init__(self, call: _Call, secrets: _Secrets, method: str, url: str,
+                 headers: Dict[str, str], body: Optional[bytes], redirects: int = 0) -> None:
         super().__init__(url, data=body, method=method)
         self.call = call
-        self.redirects = redirects
+        self.secrets = secrets
         self.own_headers = headers
-        self.response: Optional[_HTTPResponse] = None
+        self.redirects = redirects
+        self.answer_by: Optional[float] = None  # Redirects share one wait.
+        self.tunnel = ""   # host:port that the proxy is to connect to.
+        self.proxy = ""    # host:port
+        self.reply: Optional[_Reply] = None
         for name, value in headers.items():
             self.add_unredirected_header(name, value)
 
+    def set_proxy(self, host: str, type: str) -> None:
+        """What proxy handlers call, ours and the caller's."""
+        if self.type == "https":
+            parts = urllib.parse.urlsplit(self.full_url)
+            self.tunnel = "%s:%d" % (_bracketed(parts.hostname or ""), parts.port or 443)
+        else:
+            self.selector = self.full_url
+        self.host = self.proxy = host
+
     @property
-    def tunnel(self) -> str:
-        """host:port that a proxy is asked to connect to."""
-        host = getattr(self, "_tunnel_host", None) or ""  # where urllib's set_proxy puts it
-        return host if not host or urllib.parse.urlsplit("//" + host).port else host + ":443"
+    def through(self) -> str:
+        """The proxy, for messages."""
+        return " through the proxy %s" % self.proxy if self.proxy else ""
+
+    def encoded(self) -> bytes:
+        """The request as it is sent."""
+        headers = {"Host": urllib.parse.urlsplit(self.full_url).netloc, "Connection": "keep-alive"}
+        headers.update(self.headers)
+        headers.update(self.unredirected_hdrs)
+        if self.tunnel:
+            headers.pop("Proxy-authorization", None)
+        body = cast(Optional[bytes], self.data)
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        lines = ["%s %s HTTP/1.1" % (self.get_method(), self.selector)]
+        lines += ["%s: %s" % header for header in headers.items()]
+        return "\r\n".join(lines + ["", ""]).encode("latin-1") + (body or b"")
 
 
-class _Reader:
-    """What http.client reads a response's head from, and we its body: through here comes every byte received, and
-    each `recv` is given what is left of the call's time."""
+class _Reply:
+    """An answer whose body has not been read, as urllib's handlers and we see it."""
 
-    def __init__(self, sock: Any, raw: Any, call: _Call) -> None:
-        self.sock = sock
-        self.call = call
-        self.received = 0
-        self.ahead = b""         # received, not read yet
-        self._raw = raw          # holds the socket open, though http.client may let go of it
-        self._head_size = 0
+    def __init__(self, connection: _Connection, head: _Head, call: _Call, pool: _Pool) -> None:
+        self.connection = connection
+        self.head = head
+        self.status = self.code = head.status
+        self.reason = self.msg = head.reason
+        self.headers = head.headers
+        self.tail = _framed(connection, head)
+        self.body = _inflated(self.tail, head)
+        self._call = call
+        self._pool = pool
 
-    def recv(self, size: int, wait: bool = True) -> Optional[bytes]:
-        """At most `size` bytes, none at the end of the connection, None if there are none yet and `wait` is False."""
-        left = self.call.left()
-        timeout = left if wait else 0
-        if self.ahead:
-            data, self.ahead = self.ahead[:size], self.ahead[size:]
-            return data
-        if timeout != self.sock.gettimeout():  # each setting is a system call
-            self.sock.settimeout(timeout)
-        try:
-            data = cast(bytes, self.sock.recv(size))
-        except _WOULD_BLOCK:
-            return None
-        self.received += len(data)
-        return data
+    def info(self) -> Any:
+        return self.headers
 
-    def readline(self, limit: int) -> bytes:
-        """A line of the head."""
-        line = bytearray()
-        while not line.endswith(b"\n") and len(line) < limit:
-            data = self.recv(65536)
-            if not data:
+    def fill(self, wait: bool = True) -> bool:
+        # Little at a time where a little can become much, so that the clock is looked at.
+        return self.connection.fill(self._call, wait, 1024 if self.head.coding else 16384)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it comes, waited for."""
+        for data in self.body:
+            if data:
+                yield data
+            else:
+                self.fill()
+
+    def read(self, size: int = MAX_ERROR_BODY) -> bytes:
+        """At most so many bytes of the body."""
+        body = b""
+        for data in self.pieces():
+            body += data
+            if len(body) >= size:
                 break
-            end = min(data.find(b"\n") + 1 or len(data), limit - len(line))
-            line += data[:end]
-            self.ahead = data[end:]
-        self._head_size += len(line)
-        if self._head_size > MAX_HEADERS:
-            raise _BodyError("the headers are longer than %d bytes" % MAX_HEADERS)
-        return bytes(line)
+        return body[:size]
 
-    def flush(self) -> None:
-        """http.client calls it."""
+    def release(self) -> None:
+        """Be done with it: its connection may serve another request."""
+        if self._call.let_go() and self.head.keep:
+            self._pool.release(self.connection, self.tail)
+        else:
+            self.connection.close()
 
     def close(self) -> None:
-        self._raw.close()
-
-
-class _HTTPResponse(http.client.HTTPResponse):
-    """A response whose body is read with `recv`, decoded, as it comes."""
-
-    connection: "_HTTPConnection"
-
-    def __init__(self, sock: Any, debuglevel: int = 0, method: Optional[str] = None, url: Optional[str] = None, *,
-                 call: _Call) -> None:
-        super().__init__(sock, debuglevel, method, url)
-        self.reader = _Reader(sock, self.fp.detach(), call)
-        self.fp = self.reader  # type: ignore[assignment]
-        self.framing = _Framing(0)
-        self.inflater: Optional[_Inflater] = None
-
-    def _read_status(self) -> Any:
-        while True:
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if status not in (102, 103):
-                return version, status, reason
-            while self.reader.readline(65537) not in (b"\r\n", b"\n", b""):
-                pass  # http.client skips 100 alone, and takes these for the answer
-
-    def begin(self) -> None:
-        super().begin()
-        if self.status == 101:
-            raise _BodyError("the server wants to switch protocols")
-        lengths = set(self.headers.get_all("content-length") or ())
-        transfer = str(self.headers.get("transfer-encoding") or "").strip().lower()
-        if transfer not in ("", "identity", "chunked"):
-            raise _BodyError("the reply has the transfer coding %r" % transfer)
-        if self.status in (204, 304):
-            return
-        if transfer == "chunked":
-            self.framing = _ChunkedFraming()
-        elif len(lengths) > 1 or not all(re.match("[0-9]{1,18}$", length.strip()) for length in lengths):
-            raise _BodyError("the reply has no valid Content-Length: %s" % _excerpt(", ".join(lengths)))
-        else:
-            self.framing = _Framing(int(lengths.pop()) if lengths else None)
-        coding = str(self.headers.get("content-encoding") or "").strip().lower()
-        if coding in ("gzip", "x-gzip", "deflate"):
-            self.inflater = _Inflater(coding)
-        elif coding not in ("", "identity") and not 200 <= self.status < 300:
-            self.framing, self.will_close = _Framing(0), True  # the status says enough
-        elif coding not in ("", "identity"):
-            raise APIResponseValidationError(
-                message="the server compressed its reply with %s, though none was asked for" % _excerpt(coding))
-
-    def recv(self, wait: bool = True) -> Optional[bytes]:
-        """Some bytes of the body, decoded; none at its end; None if there are none yet and `wait` is False.
-
-        Raises an error only after all that came before it.
-        """
-        turns = 0
-        while True:
-            error = self.framing.error or (self.inflater and self.inflater.error)
-            if error:
-                raise error
-            if self.framing.ended:
-                return b""
-            # Deflate makes at most 1,032 bytes of one; and more chunks at once than fit the CPU's cache cost more each.
-            data = self.reader.recv(1024 if self.inflater else 16384, wait)
-            if data is None:
-                return None
-            if data:
-                data = self.framing.feed(data)
-            else:
-                self.framing.close()
-            if self.inflater:
-                data = self.inflater.feed(data)
-                if self.framing.ended:
-                    self.inflater.close()
-            if data:
-                return data
-            turns += 1
-            if not wait and turns > 16 and not self.reader.ahead and not getattr(self.reader.sock, "pending", int)():
-                return None  # many bytes that come to nothing must not keep an event loop from other work
-
-    def is_reusable(self, age: float) -> bool:
-        """The connection can carry another request: the body has ended, and there is nothing more to read.
-
-        The last bytes of a body, after [DONE], may be some microseconds behind: if it is so young they get a moment.
-        """
-        reader, framing = self.reader, self.framing
-        try:
-            reader.sock.settimeout(0 if framing.ended else max(0.0, 0.1 - age))
-            for _ in range(16):
-                data = reader.ahead or reader.sock.recv(4096)
-                reader.ahead = b""
-                framing.feed(data)
-                if not data or framing.error or framing.dirty:
-                    return False
-                if framing.ended:
-                    reader.sock.settimeout(0)
-        except _WOULD_BLOCK:
-            return framing.ended and not framing.dirty
-        except _FAULTS:
-            pass
-        return False
-
-    def discard(self) -> None:
-        """Close the connection."""
-        self.close()
+        """End its connection."""
+        self._call.let_go()
         self.connection.close()
 
 
 class _ProxyError(OSError):
     """The proxy refused to connect."""
 
-    def __init__(self, status: int, reason: str, headers: Any) -> None:
-        super().__init__("the proxy answered %d %s" % (status, _excerpt(reason, 60)))
-        self.status = status
-        self.headers = headers
-
-
-class _HTTPConnection(http.client.HTTPConnection):
-    """A connection, plain or TLS, straight or through a proxy; `served` is the request that it has at present."""
-
-    def __init__(self, request: _Request, context: Any) -> None:
-        self.default_port = 443 if request.type == "https" and not request.tunnel else 80
-        super().__init__(request.host)
-        self.served = request
-        self.response: Optional[_HTTPResponse] = None
-        self._context = context
-
-    def response_class(self, *args: Any, **kwargs: Any) -> _HTTPResponse:  # type: ignore[override]
-        """What http.client makes responses with."""
-        self.response = _HTTPResponse(*args, call=self.served.call, **kwargs)
-        return self.response
-
-    def connect(self) -> None:
-        """All of it within the call's connect timeout: every address, the proxy's answer, the TLS handshake."""
-        request, call = self.served, self.served.call
-        call.connecting = True
-        call.start(call.connect)
-        self.sock = self._tcp(call)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if request.tunnel:
-            self._connect_through_proxy(request)
-        if request.type == "https":
-            host = urllib.parse.urlsplit(request.full_url).hostname
-            self.sock = self._context.wrap_socket(self.sock, server_hostname=host, do_handshake_on_connect=False)
-            call.attach(self.sock)
-            self.sock.do_handshake()
-
-    def _tcp(self, call: _Call) -> socket.socket:
-        addresses = socket.getaddrinfo(self.host.encode(), self.port, 0, socket.SOCK_STREAM)
-        error: Optional[OSError] = None
-        for i, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = socket.socket(family, kind, protocol)
-            try:
-                call.attach(sock)
-                left = call.left()  # shared between the addresses that have not been tried
-                sock.settimeout(left and left / (len(addresses) - i))
-                sock.connect(address)
-                return sock
-            except OSError as failed:
-                error = error if isinstance(failed, socket.timeout) and error else failed
-                sock.close()
-        raise error or OSError("the host has no address")
-
-    def _connect_through_proxy(self, request: _Request) -> None:
-        lines = ["CONNECT %s HTTP/1.1" % request.tunnel, "Host: " + request.tunnel, "User-Agent: " + _user_agent()]
-        if request.has_header("Proxy-authorization"):
-            lines.append("Proxy-Authorization: " + cast(str, request.get_header("Proxy-authorization")))
-        request.call.attach(self.sock)
-        self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        response = _HTTPResponse(self.sock, method="CONNECT", call=request.call)
-        try:
-            response.begin()
-        finally:
-            response.close()
-        if not 200 <= response.status < 300:
-            raise _ProxyError(response.status, response.reason, response.headers)
+    def __init__(self, head: _Head, reason: str) -> None:
+        super().__init__("the proxy answered %d %s" % (head.status, reason))
+        self.head = head
 
 
 class _Handler(urllib.request.BaseHandler):
-    """http and https for the opener, over connections that are kept for the next request; and redirects."""
+    """http and https for the opener, over connections that are kept; and redirects."""
 
-    def __init__(self, context: Callable[[], Any]) -> None:
+    def __init__(self, pool: _Pool, context: Callable[[], Any]) -> None:
+        self._pool = pool
         self._context = context
-        self._idle: Deque[Tuple[float, int, _HTTPResponse]] = collections.deque()
 
-    def http_open(self, request: Any) -> _HTTPResponse:
-        if request.response is not None:
-            request.response.discard()  # a handler of the caller's asks again
-        connection = self._claim(request)
+    def http_open(self, request: Any) -> _Reply:
+        if request.reply is not None:
+            request.reply.close()  # A handler of the caller's asks again.
+        call = request.call
+        call.start(call.connect)
+        route = _Route(request.type, request.host, request.tunnel)
+        connection = self._pool.claim(route, call)
         if connection is not None:
-            started = time.monotonic()
+            received = connection.received
             try:
                 return self._exchange(connection, request)
             except (ConnectionError,) + _SSL_ERRORS:
-                # The server had closed it while it was idle, and so has seen no request: this is no failed attempt.
-                # But who answers with a byte, or dies only after a while, was at work on it.
-                if ((connection.response and connection.response.reader.received) or request.call.cancelled.is_set()
-                        or time.monotonic() - started > 1.0):
+                # A server that closed while the connection was idle has seen no request, and asking
+                # again is no other attempt.  But whoever answers with a byte, or closes later than
+                # a round trip after the request, may have worked on it.
+                allowed = 0.1 + 2 * connection.round_trip
+                since = connection.sent_at
+                was_late = since is not None and time.monotonic() - since > allowed
+                if was_late or connection.received > received or call.cancelled:
                     raise
-        return self._exchange(_HTTPConnection(request, self._context() if request.type == "https" else None), request)
+        return self._exchange(self._connect(request, route), request)
 
     https_open = http_open
 
-    def _exchange(self, connection: _HTTPConnection, request: _Request) -> _HTTPResponse:
+    def _connect(self, request: _Request, route: _Route) -> _Connection:
+        """All within the call's connect timeout: addresses, the proxy's answer, the handshake."""
         call = request.call
-        connection.served, connection.response = request, None
-        headers = {"Host": urllib.parse.urlsplit(request.full_url).netloc, "Connection": "keep-alive"}
-        headers.update(request.headers)
-        headers.update(request.unredirected_hdrs)
-        if request.tunnel:
-            headers.pop("Proxy-authorization", None)
-        early: Optional[OSError] = None
+        context = self._context() if request.type == "https" else None
+        default_port = 443 if context is not None and not request.tunnel else 80
+        connection: Optional[_Connection] = None
+        call.start(call.connect)
         try:
-            if connection.sock is None:
-                call.waits(True)
-                connection.connect()
-                call.waits(False)
-            call.connecting = False
-            call.start_answer()
-            call.attach(connection.sock)
+            started = time.monotonic()
+            with call.network:
+                sock = _open_socket(request.host, default_port, call)
+            connection = _Connection(route, sock, time.monotonic() - started)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if request.tunnel:
+                _connect_through_proxy(connection, request)
+            if context is not None:
+                host = urllib.parse.urlsplit(request.full_url).hostname
+                connection.start_tls(call, context, host or "")
+            return connection
+        except BaseException as fault:
+            if connection is not None:
+                connection.close()
+            if isinstance(fault, (OSError, ValueError)):
+                raise _no_connection(fault, request) from fault
+            raise
+
+    def _exchange(self, connection: _Connection, request: _Request) -> _Reply:
+        """Send the request, read the head of the answer."""
+        call = request.call
+        refused: Optional[OSError] = None
+        try:
+            call.hold(connection.sock)
+            if request.answer_by is None:
+                request.answer_by = call.start(call.read)
+            call.go_on(request.answer_by)
             try:
-                connection.request(request.get_method(), request.selector, request.data, headers)
-            except OSError as error:  # a server that refuses may answer before it has read everything (413, 401)
-                early = error
-            call.waits(True)
+                connection.send(call, request.encoded())
+            except OSError as error:
+                # A server that refuses may answer before it has read everything (413, 401).
+                refused = error
             try:
-                response = request.response = cast(_HTTPResponse, connection.getresponse())
-            except _FAULTS:
-                if early:
-                    raise early from None
+                head = _read_head(connection, call)
+            except OSError:
+                if refused is not None:
+                    raise refused from None
                 raise
         except BaseException:
+            call.let_go()
             connection.close()
             raise
-        response.will_close = response.will_close or early is not None
-        response.connection = connection
-        response.msg = response.reason  # type: ignore[assignment]  # what urllib's handlers expect
-        return response
+        if refused is not None:
+            head, refused = head._replace(keep=False), None
+        request.reply = _Reply(connection, head, call, self._pool)
+        return request.reply
 
-    def _claim(self, request: _Request) -> Optional[_HTTPConnection]:
-        """An idle connection that can carry the request."""
-        while True:
-            try:
-                since, pid, response = self._idle.pop()
-            except IndexError:
-                return None
-            if pid != os.getpid():
-                continue  # forked since: it is the parent's
-            connection = response.connection
-            last = connection.served
-            age = time.monotonic() - since
-            if (age < IDLE_SECONDS and response.is_reusable(age)
-                    and (last.type, last.host, last.tunnel) == (request.type, request.host, request.tunnel)):
-                response.close()
-                return connection
-            response.discard()
-
-    def release(self, response: _HTTPResponse, whole: bool) -> None:
-        """The caller is done with the response.  If it was read to what it says is its end, keep the connection; it is
-        looked at when it is next wanted."""
-        response.reader.call.sock = None
-        if not whole or response.will_close or response.connection.sock is None:
-            response.discard()
-            return
-        self._idle.append((time.monotonic(), os.getpid(), response))
-        self.close_idle(kept=MAX_IDLE)
-
-    def close_idle(self, kept: int = 0) -> None:
-        while len(self._idle) > kept:
-            try:
-                self._idle.popleft()[2].discard()
-            except IndexError:  # another thread took it
-                pass
-
-    def http_error_307(self, request: Any, response: _HTTPResponse, code: int, msg: str, headers: Any) -> Any:
+    def http_error_307(self, request: Any, reply: _Reply, code: int, msg: str, headers: Any) -> Any:
         """Follow a redirect that keeps method and body, to the same origin."""
-        url = _location(response, request.full_url)
+        url = _location(reply, request.full_url)
         if request.redirects >= 5 or not url or _origin(url) != _origin(request.full_url):
-            return response
-        _log("debug", "%d: redirected to %s", code, _bare(url))
-        _read_error_body(response, request.call)
-        self.release(response, response.framing.ended)
-        again = _Request(request.call, request.get_method(), url, request.own_headers, request.data,
-                         request.redirects + 1)
+            return reply
+        _log("debug", "%d: redirected to %s", code, _bare(url, request.secrets.hide))
+        _error_text(reply, request.call)
+        reply.release()
+        again = _Request(request.call, request.secrets, request.get_method(), url,
+                         request.own_headers, request.data, request.redirects + 1)
+        again.answer_by = request.answer_by
         return self.parent.open(again)
 
     http_error_308 = http_error_307
 
-    def http_error_default(self, request: Any, response: Any, code: int, msg: str, headers: Any) -> Any:
+    def http_error_default(self, request: Any, reply: Any, code: int, msg: str,
+                           headers: Any) -> Any:
         """No exceptions of urllib's: every answer is returned."""
-        return response
+        return reply
+
+
+def _open_socket(netloc: str, default_port: int, call: _Call) -> socket.socket:
+    """Connect to the first address of a host that answers; the time is shared between them."""
+    parts = urllib.parse.urlsplit("//" + netloc)
+    host, port = parts.hostname or "", parts.port or default_port
+    addresses = socket.getaddrinfo(host.encode(), port, 0, socket.SOCK_STREAM)
+    first_error: Optional[OSError] = None
+    for i, (family, kind, protocol, _, address) in enumerate(addresses):
+        others = len(addresses) - i - 1
+        sock = socket.socket(family, kind, protocol)
+        try:
+            call.hold(sock)
+            seconds = call.left() / (others + 1)
+            if others and _is_loopback(str(address[0])):
+                # Windows takes 2 s to refuse ::1, which "localhost" means first.
+                seconds = min(seconds, 0.3)
+            sock.settimeout(seconds)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            if first_error is None or not isinstance(error, socket.timeout):
+                first_error = error
+        except BaseException:
+            sock.close()
+            raise
+    try:
+        raise first_error or OSError("the host has no address")
+    finally:
+        first_error = None
+
+
+def _connect_through_proxy(connection: _Connection, request: _Request) -> None:
+    lines = ["CONNECT %s HTTP/1.1" % request.tunnel, "Host: " + request.tunnel,
+             "User-Agent: " + _user_agent()]
+    if request.has_header("Proxy-authorization"):
+        lines.append("Proxy-Authorization: %s" % request.get_header("Proxy-authorization"))
+    call = request.call
+    call.hold(connection.sock)
+    connection.sock.settimeout(call.left())
+    connection.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+    head = _read_head(connection, call)
+    if not 200 <= head.status < 300:
+        raise _ProxyError(head, _excerpt(request.secrets.hide(head.reason), 60))
+    if connection.ahead:
+        raise _BrokenReply("the proxy sent something before the server could")
 
 
 class _ProxyHandler(urllib.request.ProxyHandler):
     """The proxies that urllib finds when the client is made; loopback is never proxied."""
 
-    def proxy_open(self, request: Any, proxy: str, type: str) -> None:
-        if request.tunnel or _bypasses_proxy(request.host, self.proxies):  # type: ignore[attr-defined]
+    def __init__(self) -> None:
+        proxies = urllib.request.getproxies_environment()
+        self._source = "%s_PROXY"
+        if not proxies:
+            proxies = urllib.request.getproxies()
+            if proxies:
+                self._source = "the %s proxy of the system's settings"
+            if os.name == "nt":
+                proxies = _windows_proxies(proxies)
+        self._no_proxy = proxies.get("no")
+        super().__init__({name: proxies[name] for name in ("http", "https") if name in proxies})
+
+    def proxy_open(self, req: Any, proxy: str, type: str) -> None:
+        if req.proxy or _bypasses_proxy(req.host, self._no_proxy):
             return
+        source = self._source % type.upper()
+        parts = urllib.parse.urlsplit("")
         try:
             parts = urllib.parse.urlsplit(proxy if "://" in proxy else "http://" + proxy)
             valid = parts.hostname and parts.port != 0 and ("@" in parts.netloc) == ("@" in proxy)
         except ValueError:
             valid = False
         if not valid:
-            raise OpenAIError("%s_PROXY is not a valid URL: a # / ? or @ in its password must be written %%23 %%2F "
-                              "%%3F %%40 (it is not shown here)" % type.upper())
+            raise OpenAIError("%s is not a valid URL: a # / ? or @ in its password must be written "
+                              "%%23 %%2F %%3F %%40 (it is not shown here)" % source)
         if parts.scheme != "http":
-            raise OpenAIError(
-                "the proxy for %s: is a %s: proxy (%s); only http: proxies are spoken here: set %s_PROXY to one, or "
-                "unset it" % (type, parts.scheme, parts.hostname, type.upper()))
+            raise OpenAIError("the proxy for %s: is a %s: proxy (%s); only http: proxies are "
+                              "spoken here: set %s to one, or unset it"
+                              % (type, parts.scheme, parts.hostname, source))
         if parts.username is not None:
             import base64
-            user, password = urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
+            user = urllib.parse.unquote(parts.username)
+            password = urllib.parse.unquote(parts.password or "")
             credentials = base64.b64encode((user + ":" + password).encode()).decode()
-            request.add_unredirected_header("Proxy-authorization", "Basic " + credentials)
-            request.call.add_secrets(password, credentials)
-        request.call.proxy = parts.netloc.rpartition("@")[2]
-        request.set_proxy(request.call.proxy, "http")
+            req.add_unredirected_header("Proxy-authorization", "Basic " + credentials)
+            req.secrets.add(password, credentials)
+        req.set_proxy(parts.netloc.rpartition("@")[2], "http")
 
 
-def _bypasses_proxy(netloc: str, proxies: Dict[str, str]) -> bool:
+def _windows_proxies(proxies: Dict[str, str]) -> Dict[str, str]:
+    """What urllib makes of the registry, in one form on every Python.
+
+    Up to 3.8 it writes https://host:port for the proxy of https, which is an http: proxy; a SOCKS
+    proxy is all that there is under the name "socks".
+    """
+    found = {}
+    for name, url in proxies.items():
+        if sys.version_info < (3, 9) and url.startswith("https://"):
+            url = "http://" + url[len("https://"):]
+        if not url.endswith("://"):
+            found[name] = url
+    if "socks" in found:
+        for name in ("http", "https"):
+            found.setdefault(name, found["socks"])
+    return found
+
+
+def _bypasses_proxy(netloc: str, no_proxy: Optional[str]) -> bool:
     """NO_PROXY may hold names and ports, as urllib knows them, and networks (10.0.0.0/8)."""
     host = urllib.parse.urlsplit("//" + netloc).hostname or ""
     if _is_loopback(host):
         return True
-    if "no" not in proxies:
-        return bool(urllib.request.proxy_bypass(netloc))  # the system's own list, on Windows and macOS
-    if urllib.request.proxy_bypass_environment(netloc, proxies):  # type: ignore[attr-defined]
+    if no_proxy is None:
+        # The system's own list, on Windows and macOS.
+        return bool(urllib.request.proxy_bypass(netloc))
+    if urllib.request.proxy_bypass_environment(netloc, {"no": no_proxy}):  # type: ignore
         return True
-    if "/" in proxies["no"]:
-        import ipaddress  # only here: it is large
-        for network in proxies["no"].split(","):
+    if "/" in no_proxy:
+        import ipaddress  # Only here: it is large.
+        for item in no_proxy.split(","):
             try:
-                if ipaddress.ip_address(host) in ipaddress.ip_network(network.strip(), strict=False):
+                network = ipaddress.ip_network(item.strip(), strict=False)
+                if ipaddress.ip_address(host) in network:
                     return True
             except ValueError:
-                pass  # a name
+                pass  # A name.
     return False
 
+
+# -- addresses --
 
 def _is_loopback(host: str) -> bool:
     return bool(re.match(r"(127(\.[0-9]{1,3}){3}|::1|(.*\.)?localhost)\Z", host))
 
 
+def _bracketed(host: str) -> str:
+    return "[%s]" % host if ":" in host else host
+
+
 def _origin(url: str) -> Tuple[str, Optional[str], int, Optional[str]]:
     parts = urllib.parse.urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), parts.username
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, parts.hostname, port, parts.username
 
 
-def _location(response: Any, url: str) -> str:
-    """Where a redirect points to; "" if nowhere."""
-    location = response.headers.get("location")
+def _location(reply: _Reply, url: str) -> str:
+    """Where a redirect points to; "" if nowhere that could be asked."""
+    location = reply.headers.get("location")
     try:
         target = urllib.parse.urljoin(url, location) if location else ""
         _origin(target)
-        return target
+        return target if re.match(r"[!-~]*\Z", target) else ""
     except ValueError:
         return ""
 
 
-def _bare(url: str) -> str:
+def _bare(url: str, hide: Callable[[str], str] = str) -> str:
     """A URL for messages: without query, user name and password."""
     parts = urllib.parse.urlsplit(url)
-    return _excerpt("%s://%s%s" % (parts.scheme, parts.netloc.rpartition("@")[2], parts.path))
+    return _excerpt(hide("%s://%s%s" % (parts.scheme, parts.netloc.rpartition("@")[2], parts.path)))
 
 
 def _user_agent() -> str:
@@ -1951,17 +2906,17 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA
 
 @functools.lru_cache(maxsize=None)
 def _tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
-    """A context that verifies certificates, made once per process and setting: that takes up to 20 ms."""
+    """A context that verifies certificates, made once per process and setting: it takes 20 ms."""
     if ssl is None:
         raise OpenAIError("this Python has no ssl module: only http: URLs work")
     for name, path in zip(_CA_VARIABLES, (cert_file, cert_dir) + bundles):
-        if path and not any(os.path.exists(part) for part in path.split(os.pathsep)):
-            raise OpenAIError("%s names %s, which does not exist: set it to a file (or folder) of CA certificates"
-                              % (name, path))
+        if path and not any([os.path.exists(part) for part in path.split(os.pathsep)]):
+            raise OpenAIError("%s names %s, which does not exist: set it to a file (or folder) of "
+                              "CA certificates" % (name, path))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if hasattr(ssl, "TLSVersion"):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-    else:  # Python 3.6
+    else:  # Python 3.6.
         context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     if ssl.HAS_ALPN:
         context.set_alpn_protocols(["http/1.1"])
@@ -1969,169 +2924,255 @@ def _tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
     if bundle and not (cert_file or cert_dir):
         cert_file, cert_dir = ("", bundle) if os.path.isdir(bundle) else (bundle, "")
     try:
-        if cert_file or cert_dir:  # OpenSSL reads these two variables itself, but is silent about what is wrong
+        # OpenSSL reads the first two variables itself, but is silent about what is wrong.
+        if cert_file or cert_dir:
             context.load_verify_locations(cert_file or None, cert_dir or None)
+        elif hasattr(ssl, "enum_certificates"):
+            _load_windows_store(context)
         else:
             context.load_default_certs()
     except OSError as error:
-        raise OpenAIError("the CA certificates in %s cannot be read: %s" % (cert_file or cert_dir, error)) from error
+        place = cert_file or cert_dir or "the system's store"
+        raise OpenAIError("the CA certificates in %s cannot be read: %s"
+                          % (place, error)) from error
     return context
+
+
+def _load_windows_store(context: Any) -> None:
+    """Windows' certificates, without the bad ones: load_default_certs fails for one of them."""
+    if ssl is None:
+        return
+    for store in ("CA", "ROOT"):
+        for data, encoding, trust in getattr(ssl, "enum_certificates")(store):
+            is_trusted = trust is True or ssl.Purpose.SERVER_AUTH.oid in trust
+            if encoding == "x509_asn" and is_trusted:
+                try:
+                    context.load_verify_locations(cadata=data)
+                except (ssl.SSLError, ValueError):
+                    pass
+    if not context.cert_store_stats()["x509"]:
+        raise OSError("none of them is valid")
 
 
 # -- what went wrong, in our words --
 
-_CERTIFICATE_REMEDY = (
-    "if a private CA or an intercepting proxy issued it, set SSL_CERT_FILE to that CA's certificate; on macOS run "
-    "\"Install Certificates.command\" of the Python folder once")
-_STRICT_REMEDY = (
-    "Python 3.13 made ssl.create_default_context() stricter than this CA's certificates: clear ssl.VERIFY_X509_STRICT "
-    "in the verify_flags of the ssl_context that you pass")
-_STRICTNESS = "(?i)key ?(identifier|usage)|basic constraints|critical|path length|name empty|ecc parameters|x509v3"
-
-
-def _translate(error: BaseException, call: _Call, url: str, chunks: int = 0) -> APIError:
-    """One of our errors for one of the standard library's: what happened, where, when, and what to do."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    place = _bare(url) + (" through the proxy %s" % call.proxy if call.proxy else "")
-    when = " after %d chunks and %.1f s" % (chunks, call.elapsed) if chunks else ""
-    reason = _excerpt(str(error) or type(error).__name__)
-    if call.cancelled.is_set():
-        message = "the stream from %s was closed%s" % (_bare(url), when)
-    elif isinstance(error, (socket.timeout, TimeoutError)):
-        if time.monotonic() >= call.deadline:
-            limit = "the deadline of %g s passed" % (call.deadline - call.started)
-        elif call.connecting:
-            limit = "no connection within %g s (timeout)" % call.connect
-        else:
-            limit = "no event for %g s (timeout)" % call.read
-        return APITimeoutError(message="%s%s: %s" % (limit, when, place))
-    elif isinstance(error, _ProxyError):
-        message = "%s for %s (%s); %s" % (reason, host, call.proxy, _proxy_remedy(error.status, error.headers))
-    elif _is_certificate_error(error):
-        message = "the certificate of %s is not trusted (%s); %s" % (
-            host, reason, _STRICT_REMEDY if re.search(_STRICTNESS, reason) else _CERTIFICATE_REMEDY)
-    elif isinstance(error, socket.gaierror):
-        message = "the host %s is not known (%s): check base_url, or set HTTPS_PROXY if this network has a proxy" % (
-            call.proxy or host, reason)
-    elif isinstance(error, ConnectionRefusedError):
-        message = "nothing listens at %s: is the %s running?" % (
-            call.proxy or _bare(url), "proxy" if call.proxy else "server")
-    elif call.connecting and isinstance(error, _SSL_ERRORS):
-        message = "no TLS connection to %s (%s): does this port speak https?" % (host, reason)
-    elif call.connecting:
-        message = "no connection to %s: %s" % (place, reason)
+def _no_connection(fault: BaseException, request: _Request) -> APIError:
+    """The error for a fault before the request was sent: what happened, where, what to do."""
+    call = request.call
+    url = call.place
+    host = urllib.parse.urlsplit(request.full_url).hostname or ""
+    reason = _excerpt(str(fault) or type(fault).__name__)
+    if call.cancelled:
+        return APIConnectionError(message="the stream from %s was closed" % url)
+    if isinstance(fault, (socket.timeout, TimeoutError)):
+        return _timeout_error(call, "no connection within %g s%s" % (
+            call.connect, request.through))
+    if isinstance(fault, _ProxyError):
+        message = "no connection to %s: %s (%s); %s" % (
+            host, reason, request.proxy, _proxy_remedy(fault.head, request.secrets.hide))
+    elif _is_certificate_error(fault):
+        message = "no connection: the certificate of %s is not trusted (%s); %s" % (
+            host, reason, _certificate_remedy(reason))
+    elif isinstance(fault, socket.gaierror):
+        message = ("no connection: the host %s is not known (%s): check base_url, or set "
+                   "HTTPS_PROXY if this network has a proxy" % (request.proxy or host, reason))
+    elif isinstance(fault, ConnectionRefusedError):
+        message = "no connection: nothing listens at %s: is the %s running?" % (
+            request.proxy or url, "proxy" if request.proxy else "server")
+    elif isinstance(fault, _SSL_ERRORS):
+        plain = re.search("(?i)wrong.version|http.request|record layer|unknown protocol", reason)
+        message = "no TLS connection to %s (%s): %s" % (
+            host, reason, "this port seems to speak plain http: write http:// in base_url"
+            if plain else "does this port speak https?")
     else:
-        message = "the connection to %s was lost%s (%s); what had arrived is in `partial`" % (place, when, reason)
+        message = "no connection to %s%s: %s" % (url, request.through, reason)
     return APIConnectionError(message=message)
 
 
+def _lost_connection(fault: BaseException, call: _Call, chunks: int = 0) -> APIError:
+    """The error for a fault after the request was sent."""
+    place = call.place
+    when = " after %d chunks and %.1f s" % (chunks, call.elapsed) if chunks else ""
+    if call.cancelled:
+        return APIConnectionError(message="the stream from %s was closed%s" % (place, when))
+    if isinstance(fault, (socket.timeout, TimeoutError)):
+        return _timeout_error(call, "no event for %g s" % call.read, when)
+    return APIConnectionError(message="the connection to %s was lost%s (%s)" % (
+        place, when, _excerpt(str(fault) or type(fault).__name__)))
+
+
+def _timeout_error(call: _Call, limit: str, when: str = "") -> APITimeoutError:
+    if time.monotonic() >= call.deadline:
+        limit = "the deadline of %g s passed" % (call.deadline - call.started)
+    else:
+        limit += " (timeout)"
+    return APITimeoutError(message="timed out: %s%s: %s" % (limit, when, call.place))
+
+
 def _is_certificate_error(error: Optional[BaseException]) -> bool:
-    return bool(ssl) and (isinstance(error, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in str(error))
+    if not ssl:
+        return False
+    return isinstance(error, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-def _proxy_remedy(status: int, headers: Any) -> str:
-    if status == 407:
-        schemes = ", ".join(str(value).split(" ")[0] for value in headers.get_all("proxy-authenticate") or ())
-        return ("it asks for %s: put user:password@ into the proxy's URL for Basic; for others pass `handlers`, or run "
-                "px or cntlm on this machine and set HTTPS_PROXY to it" % (_excerpt(schemes) or "credentials"))
+_STRICTNESS = re.compile("(?i)key ?(identifier|usage)|basic constraints|critical|path length|"
+                         "name empty|ecc parameters|x509v3")
+
+
+def _certificate_remedy(reason: str) -> str:
+    lower = reason.lower()
+    if "expired" in lower or "not yet valid" in lower:
+        return "it is out of date, or the clock of this machine is wrong"
+    if "match" in lower or "not valid for" in lower:
+        return "it was issued for another name: check the host in base_url"
+    if _STRICTNESS.search(reason):
+        return ("Python 3.13 made ssl.create_default_context() stricter than this CA's "
+                "certificates: clear ssl.VERIFY_X509_STRICT in the verify_flags of the "
+                "ssl_context that you pass")
+    return ("if a private CA or an intercepting proxy issued it, set SSL_CERT_FILE to that CA's "
+            "certificate; on macOS run \"Install Certificates.command\" of the Python folder once")
+
+
+def _proxy_remedy(head: _Head, hide: Callable[[str], str], others: str = "") -> str:
+    if head.status == 407:
+        challenges = head.headers.get_all("proxy-authenticate") or ()
+        schemes = ", ".join([hide(str(value)).split(" ")[0] for value in challenges])
+        return ("it asks for %s: put user:password@ into the proxy's URL for Basic; for others "
+                "%srun px or cntlm on this machine and set HTTPS_PROXY to it"
+                % (_excerpt(schemes) or "credentials", others))
     return "check HTTPS_PROXY and NO_PROXY"
 
 
-def _status_error(response: _HTTPResponse, url: str, call: _Call) -> APIStatusError:
-    """The error for an answer that is no success, read to its end or to what of it can be had."""
-    status = response.status
-    text = _read_error_body(response, call).decode("utf-8", "replace").strip()
+def _status_error(reply: _Reply, url: str, call: _Call, secrets: _Secrets) -> APIStatusError:
+    """The error for an answer that is no success, read to its end or to what can be had of it."""
+    status, hide = reply.status, secrets.hide
+    text = _error_text(reply, call).strip()
     try:
-        body, words = _server_error(_parse_json(text))
+        value = secrets.hide_in(_parse_json(text))
+        text = _dump_json(value)
+        body, words = _server_error(value)
     except ValueError:
+        text = hide(text)
+        if len(text) > MAX_ERROR_BODY - 4:
+            text = text[:-secrets.longest]  # Half a secret may stand where it was cut.
         body, words = text, text
-    words = call.hide(words)
     if words.startswith("<"):
-        title = re.search("(?is)<title>(.*?)</title>", words)
-        words = "an HTML page" + (": " + title.group(1) if title else "")
-    hint = ""
-    if 300 <= status < 400:
-        target = _location(response, url)
-        hint = "; it redirects to %s, which is not followed" % (
-            _bare(target) if target else _excerpt(str(response.headers.get("location") or "nowhere")))
-        if _origin(target)[:2] == ("https", _origin(url)[1]) and url.startswith("http:"):
-            hint += ": use the https URL as base_url"
-    elif status == 407:
-        hint = "; " + _proxy_remedy(status, response.headers)
-    elif status == 404 and "/v1" not in url:
-        hint = "; should base_url end in /v1?"
-    reason = _excerpt(response.reason or http.client.responses.get(status, ""), 60)
+        words = "an HTML page" + _title(words)
+    else:
+        words = _with_code(words, body)
+    reason = _excerpt(hide(reply.reason or http.client.responses.get(status, "")), 60)
+    message = "%s: %s%s (%s)" % (("%d %s" % (status, reason)).strip(),
+                                 _excerpt(words, 1000) or "no message",
+                                 _status_hint(reply, url, words, hide), _bare(url))
     return _status_error_class(status)(
-        "%d%s: %s%s (%s)" % (status, reason and " " + reason, _excerpt(words, 1000) or "no message", hint, _bare(url)),
-        response=Response(status, response.headers), body=body)
+        message, response=Response(status, reply.headers, text), body=body)
 
 
-def _read_error_body(response: _HTTPResponse, call: _Call) -> bytes:
-    """The start of the body: it must not keep the status from the caller, however it ends."""
+def _title(page: str) -> str:
+    start = page.lower().find("<title>")
+    end = page.lower().find("</title>", start)
+    return ": " + page[start + len("<title>"):end] if 0 <= start < end else ""
+
+
+def _status_hint(reply: _Reply, url: str, words: str, hide: Callable[[str], str]) -> str:
+    """What to do about a status, where that is known."""
+    status = reply.status
+    if 300 <= status < 400:
+        target = _location(reply, url)
+        location = str(reply.headers.get("location") or "nowhere")
+        shown = _bare(target, hide) if target else _excerpt(hide(location))
+        hint = "; it redirects to %s, which is not followed" % shown
+        if url.startswith("http:") and _origin(target)[:2] == ("https", _origin(url)[1]):
+            hint += ": use the https URL as base_url"
+        return hint
+    if status == 407:
+        return "; " + _proxy_remedy(reply.head, hide, "pass `handlers`, or ")
+    if status == 404 and not re.search("/v1|/openai/", url):
+        return "; should base_url end in /v1?"
+    if status == 400 and url.startswith("http:") and "https" in words.lower():
+        return "; this port seems to speak https: write https:// in base_url"
+    return ""
+
+
+_CODINGS = ("", "gzip", "x-gzip", "deflate")
+
+
+def _error_text(reply: _Reply, call: _Call) -> str:
+    """The start of the body: however it ends, it must not keep the status from the caller."""
     body = b""
-    call.until = min(call.until, time.monotonic() + PATIENCE)
-    try:
-        while len(body) < MAX_ERROR_BODY:
-            data = response.recv()
-            if not data:
-                break
-            body += data
-    except _FAULTS:
-        pass
-    return body[:MAX_ERROR_BODY]
+    with call.within(PATIENCE):
+        try:
+            for data in reply.pieces() if reply.head.coding in _CODINGS else ():
+                body += data
+                if len(body) >= MAX_ERROR_BODY:
+                    break
+        except OSError:
+            pass
+    return body[:MAX_ERROR_BODY].decode("utf-8", "replace")
 
 
 class _Transport:
-    """One opener, with the connections that it keeps between requests."""
+    """One opener, and the connections that it keeps between requests."""
 
     def __init__(self, ssl_context: Any, handlers: Sequence[urllib.request.BaseHandler]) -> None:
-        settings = tuple(os.environ.get(name, "") for name in _CA_VARIABLES)
-        self._handler = _Handler(lambda: ssl_context or _tls_context(*settings))
-        self.release = self._handler.release
+        settings = tuple([os.environ.get(name, "") for name in _CA_VARIABLES])
+        self.pool = _Pool()
         self._opener = urllib.request.OpenerDirector()
-        mine: List[urllib.request.BaseHandler] = [self._handler, urllib.request.HTTPErrorProcessor()]
-        if not any(isinstance(handler, urllib.request.ProxyHandler) for handler in handlers):
+        mine: List[urllib.request.BaseHandler] = [
+            _Handler(self.pool, lambda: ssl_context or _tls_context(*settings)),
+            urllib.request.HTTPErrorProcessor()]
+        if not any([isinstance(handler, urllib.request.ProxyHandler) for handler in handlers]):
             mine.append(_ProxyHandler())
-        for handler in mine + [copy.copy(handler) for handler in handlers]:  # an opener makes its handlers its own
+        # An opener makes its handlers its own: the caller's are copied.
+        for handler in mine + [copy.copy(handler) for handler in handlers]:
             self._opener.add_handler(handler)
 
-    def open(self, call: _Call, method: str, url: str, headers: Dict[str, str],
-             body: Optional[bytes]) -> _HTTPResponse:
-        """Send the request; return the response of a success, whose body has not been read."""
-        call.answer_by = None
+    def open(self, call: _Call, secrets: _Secrets, method: str, url: str, headers: Dict[str, str],
+             body: Optional[bytes]) -> _Reply:
+        """Send a request; return the reply of a success, whose body has not been read."""
+        request = _Request(call, secrets, method, url, headers, body)
         try:
-            response = cast(_HTTPResponse, self._opener.open(_Request(call, method, url, headers, body)))
-            if not 200 <= response.status < 300:
-                error = _status_error(response, url, call)
-                self.release(response, response.framing.ended)
+            reply = cast(_Reply, self._opener.open(request))
+            if not 200 <= reply.status < 300:
+                error: APIError = _status_error(reply, url, call, secrets)
+                reply.release()
                 raise error
-            return response
-        except _FAULTS as fault:
-            raise _translate(fault, call, url) from fault
+            if reply.head.coding not in _CODINGS:
+                reply.close()
+                known = reply.head.coding in ("br", "zstd", "compress")
+                raise APIResponseValidationError(message=(
+                    "the server compressed its reply, though that was not asked for, with %s"
+                    % (reply.head.coding if known else "a coding that is not known")))
+            return reply
+        except (OSError, ValueError, http.client.HTTPException) as fault:
+            raise _lost_connection(fault, call) from fault
         finally:
-            _log("debug", "%s %s: %.3f s", method, _bare(url), call.elapsed)
+            _log("debug", "%s %s: %.3f s", method, call.place, call.elapsed)
 
     def close(self) -> None:
-        self._handler.close_idle()
+        self.pool.close()
 
     __del__ = close
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Retries: one policy, for both clients.
-# ----------------------------------------------------------------------------------------------------------------------
-
-_T = TypeVar("_T")
-
+# --------------------------------------------------------------------------------------------------
+# Retries
+#
+# One policy for both clients: a function of the error and of the number of attempts.  No I/O.
+# --------------------------------------------------------------------------------------------------
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, APIConnectionError):
         cause = error.__cause__
-        refused = isinstance(cause, _ProxyError) and cause.status < 500
-        return not (refused or _is_certificate_error(cause))
-    if not isinstance(error, APIStatusError) or "insufficient_quota" in (error.code, error.type):
+        if isinstance(cause, _ProxyError) and cause.head.status < 500:
+            return False
+        return not _is_certificate_error(cause)
+    if not isinstance(error, APIStatusError):
         return False
+    if "insufficient_quota" in (error.code, error.type):
+        return False
+    # The header speaks of the reply's own status, not of an error that came later in its body.
     if error.response is not None and error.response.status_code == error.status_code:
         told = str(error.response.headers.get("x-should-retry")).lower()
         if told in ("true", "false"):
@@ -2139,8 +3180,24 @@ def _is_transient(error: BaseException) -> bool:
     return error.status_code in (408, 409, 429) or 500 <= error.status_code < 600
 
 
+def _retry_wait(error: APIError, attempts: int, max_retries: float,
+                chance: float) -> Optional[float]:
+    """Seconds to wait before another attempt; None if there is to be none.
+
+    The server's word counts, up to MAX_RETRY_AFTER; else the back-off doubles with each attempt,
+    less up to a quarter by `chance`, from 0 to 1, so that many clients do not come at once.
+    """
+    if attempts > max_retries or not _is_transient(error):
+        return None
+    seconds = error.retry_after
+    if seconds is None:
+        seconds = min(FIRST_BACK_OFF * 2 ** min(attempts - 1, 10), LAST_BACK_OFF)
+        seconds *= 1 - 0.25 * chance
+    return seconds if seconds <= MAX_RETRY_AFTER else None
+
+
 def _retry_after(headers: Any) -> Optional[float]:
-    """Seconds that the server asks to wait: milliseconds, seconds, or an HTTP date.  Anything else is no answer."""
+    """Seconds that a server asks to wait, told in milliseconds, seconds, or as an HTTP date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = str(headers.get(name) or "").strip()
         if re.match(r"[0-9]{1,12}(\.[0-9]*)?$", value):
@@ -2153,208 +3210,225 @@ def _retry_after(headers: Any) -> Optional[float]:
         return None
 
 
-class _Attempts:
-    """The attempts at one call."""
-
-    def __init__(self, call: _Call, max_retries: int) -> None:
-        self.call = call
-        self.made = 0
-        self.closed = False  # no more of them: something was delivered, so a repetition would not be invisible
-        self._retries_left = max_retries
-
-    def delay(self, error: APIError) -> float:
-        """The seconds to wait before the next attempt.  Raises `error` if there is to be none."""
-        error.attempts = self.made
-        error.elapsed = self.call.elapsed
-        if error.response is not None:
-            error.retry_after = _retry_after(error.response.headers)
-        if error.retry_after is not None:
-            seconds = error.retry_after
-        else:
-            import random
-            seconds = min(0.5 * 2 ** min(self.made - 1, 10), 8.0) * (1 - 0.25 * random.random())
-        self._retries_left -= 1
-        if (self.closed or self.call.cancelled.is_set() or self._retries_left < 0 or not _is_transient(error)
-                or seconds > MAX_RETRY_AFTER or time.monotonic() + seconds >= self.call.deadline):
-            self.closed = True
-            raise error
-        _log("info", "attempt %d failed, the next is in %.2f s: %s", self.made, seconds, error)
-        return seconds
-
-    def run(self, attempt: Callable[[], _T]) -> _T:
-        while True:
-            try:
-                return attempt()
-            except APIError as error:
-                self.call.cancelled.wait(self.delay(error))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Streams
-# ----------------------------------------------------------------------------------------------------------------------
+#
+# A stream drives the pipeline of its attempt: it takes the next chunk, and receives where there is
+# none.  It opens another attempt where the policy says so, and completes every error.
+# --------------------------------------------------------------------------------------------------
 
-class _BaseStream:
+_Item = TypeVar("_Item")
+
+_UNOPENED, _STREAMING, _WHOLE, _FAILED = "unopened", "streaming", "whole", "failed"
+
+
+class _Attempt:
+    """One request, and what comes of it."""
+
+    def __init__(self, reply: _Reply, asked: _Asked, call: _Call, secrets: _Secrets) -> None:
+        self.reply = reply
+        self.chunks = _answer(_payloads(reply.body, secrets.hide), asked, call)
+        self.events = 0  # Chunks handed out.
+
+
+class _Exchange(NamedTuple):
+    """A request that can be sent as often as it takes, and what is known of its answer."""
+
+    request: Request
+    asked: _Asked
+    call: _Call
+    secrets: _Secrets
+    max_retries: float
+    key: Callable[[], Any]             # Asks the caller for the key, at every attempt.
+    send: Callable[[Any], _Reply]      # Sends the request with a key.
+
+
+class _BaseStream(Generic[_Item]):
     """What both kinds of streams are: everything but the waiting."""
 
-    def __init__(self, transport: _Transport, attempts: _Attempts, request: Request,
-                 send: Callable[[Any], _HTTPResponse], key: Callable[[], Any], wanted: str = "choices",
-                 choices: int = 1) -> None:
+    _hints = ("a stream has chunks: iterate it, or call collect() for the whole reply; "
+              "`completion` is what has come so far")
+
+    def __init__(self, exchange: _Exchange) -> None:
         self.response: Optional[Response] = None  # status_code, headers, request_id
-        self._transport = transport
-        self._attempts = attempts
-        self._call = attempts.call
-        self._request = request
-        self._send = send
-        self._key = key
-        self._wanted = wanted
-        self._choices = choices
-        self._lock = threading.Lock()  # held by a thread that reads; who holds it closes
-        self._http: Optional[_HTTPResponse] = None
-        self._reader = _ChunkReader()
+        self._exchange = exchange
+        self._call = exchange.call
+        self._state = _UNOPENED
+        self._attempt: Optional[_Attempt] = None
+        self._attempts = 0
         self._accumulator = Accumulator()
-        self._ready: Deque[ChatCompletionChunk] = collections.deque()
-        self._iterated = False
-        self._body_over = False
-        self._fault: Optional[BaseException] = None  # what ended the body, unless it ended well
-        self._over = False                           # the answer is whole
-        self._failure: Optional[APIError] = None
-        self._longest: Optional[ChatCompletion] = None  # what came of the attempt that came furthest
-        self._most_events = 0
-        self._latest: Optional[ChatCompletionChunk] = None
-        self._patience_ends = 0.0
+        self._handed_out = False             # The caller has seen a chunk: nothing is repeated.
+        self._failure: Optional[OpenAIError] = None
+        self._longest: Optional[ChatCompletion] = None  # Of the attempt that came furthest,
+        self._most_events = -1                          # with so many events.
         self._first_token_at: Optional[float] = None
         self._ended_at: Optional[float] = None
+        self._reading = threading.Lock()     # Held by whoever drives the pipeline.
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = self._hints if name in ("choices", "usage", "message", "delta", "id") else ""
+        raise AttributeError("%r object has no attribute %r%s" % (
+            type(self).__name__, name, hint and ": " + hint))
 
     @property
     def completion(self) -> ChatCompletion:
         """What was handed out so far, in the shape of a whole reply."""
         completion = self._accumulator.completion
-        completion._request_id = self.response and self.response.request_id
+        completion._request_id = self.response.request_id if self.response else None
         return completion
 
     @property
     def time_to_first_token(self) -> Optional[float]:
         """Seconds from the call to the first content, None before."""
-        return self._first_token_at and self._first_token_at - self._call.started
+        if self._first_token_at is None:
+            return None
+        return self._first_token_at - self._call.started
 
     @property
     def elapsed(self) -> float:
         """Seconds from the call to the end of the stream, or to now."""
         return (self._ended_at or time.monotonic()) - self._call.started
 
-    def _take(self, seen: bool = True) -> ChatCompletionChunk:
-        """Hand out a chunk; once one was seen, nothing is repeated behind the caller's back."""
-        chunk = self._latest = self._ready.popleft()
-        self._accumulator.add(chunk)
-        self._attempts.closed = self._attempts.closed or seen
-        return chunk
-
-    def _connect(self, key: Any) -> None:
-        """Send the request, read the head of the answer."""
-        if self._attempts.closed:
-            raise self._failure or _translate(OSError(), self._call, self._request.url)
-        self._attempts.made += 1
+    def _count_attempt(self) -> None:
+        self._attempts += 1
         self.response = None
-        self._reader = _ChunkReader(self._wanted, self._call.hide)
         self._accumulator = Accumulator()
-        self._fault, self._body_over, self._ended_at = None, False, None
-        self._http = self._send(key)
-        self.response = Response(self._http.status, self._http.headers)
-        if self._call.cancelled.is_set():
-            raise _translate(OSError(), self._call, self._request.url)
 
-    def _start_wait(self) -> None:
-        """Comments, blank lines and single bytes are no event: they do not start the clock again.  Behind a whole
-        answer only more of it does."""
-        self._call.start(self._call.read)
-        if self._latest is not None and self._accumulator.finished(self._choices):
-            if any(value for choice in self._latest.choices for key, value in choice.delta.__dict__.items()
-                   if key != "role") or not self._patience_ends:
-                self._patience_ends = time.monotonic() + PATIENCE
-            self._call.until = min(self._call.until, self._patience_ends)
+    def _send(self, key: Any) -> _Attempt:
+        """Send the request, read the head of the answer."""
+        reply = self._exchange.send(key)
+        if self._call.cancelled:
+            reply.close()
+            raise _lost_connection(OSError(), self._call)
+        return _Attempt(reply, self._exchange.asked, self._call, self._exchange.secrets)
 
-    def _receive(self, wait: bool = True) -> Optional[bytes]:
-        try:
-            if self._http is None:
-                raise OSError("closed")
-            return self._http.recv(wait)
-        except _FAULTS as fault:
-            self._fault = fault
-            return b""
+    def _begin(self, attempt: _Attempt) -> _Attempt:
+        """An attempt was answered."""
+        self._attempt = attempt
+        self._state = _STREAMING
+        self.response = Response(attempt.reply.status, attempt.reply.headers)
+        return attempt
 
-    def _absorb(self, data: Optional[bytes]) -> None:
-        """Take bytes of the body; none at its end, whether it was a good one (no _fault) or not."""
-        reader = self._reader
-        if data:
-            self._ready.extend(reader.feed(data))
-        else:
-            self._body_over = True
-            self._ready.extend(reader.close())
-            if self._fault and isinstance(reader.error, APIResponseValidationError):
-                reader.error = None  # no wonder
-        if reader.streamed and self._first_token_at is None:
+    def _note_first(self, chunk: ChatCompletionChunk) -> None:
+        """Note the moment at which the first content came."""
+        if _brings_something(chunk):
             self._first_token_at = time.monotonic()
 
-    def _settled(self) -> bool:
-        """There are chunks to hand out, or the answer is whole.  Raises what has ended it, after what came before."""
-        if self._ready:
-            return True
-        reader, finished = self._reader, self._accumulator.finished(self._choices)
-        if reader.done:
-            self._finish("[DONE]")
-        elif reader.error and not (finished and isinstance(reader.error, APIResponseValidationError)):
-            raise reader.error
-        elif finished and (self._body_over or reader.error):  # whatever comes behind a whole answer, it stays whole
-            self._fault = self._fault or reader.error
-            self._finish("finish_reason")
-        elif self._fault:
-            raise _translate(self._fault, self._call, self._request.url, reader.events) from self._fault
-        elif self._body_over:
-            raise reader.verdict() or APIConnectionError(
-                message="the reply of %s ended after %d chunks and %.1f s with neither [DONE] nor a finish_reason: it "
-                        "is not whole; what had arrived is in `partial`"
-                        % (self._request.url, reader.events, self._call.elapsed))
-        return self._over
+    def _finish(self, attempt: _Attempt, trouble: Optional[Exception]) -> None:
+        """The answer is whole; `trouble` is what went wrong behind it."""
+        self._state = _WHOLE
+        self._attempt = None
+        if trouble is None:
+            attempt.reply.release()
+        else:
+            attempt.reply.close()
+        self._log_end(attempt.events, "whole")
 
-    def _finish(self, why: str) -> None:
-        self._over = True
-        self._end(why)
-        self._let_go(self._fault is None)
+    def _retry(self, fault: BaseException) -> float:
+        """An attempt has failed: return the seconds to wait before the next one.
 
-    def _fail(self, error: APIError) -> None:
-        """Complete an error that ends an attempt."""
-        self._let_go()
-        self._end(type(error).__name__)
-        self._call.hide_in(error)
-        self._failure = error
-        error.request = self._request
-        error.response = error.response or self.response
-        partial = self._accumulator.completion
-        if partial.choices and not isinstance(error, APIConnectionError):
-            self._attempts.closed = True  # the server's own word in the middle is no lost connection
-        if self.response and self._reader.events >= self._most_events:
-            self._longest, self._most_events = partial, self._reader.events
+        Raises the error for the caller if there is to be none: because the policy says so, or
+        because he has seen chunks, and must not get them again behind his back.
+        """
+        attempt, self._attempt = self._attempt, None
+        events = attempt.events if attempt else 0
+        if attempt:
+            attempt.reply.close()
+        error = fault
+        if not isinstance(error, APIError):
+            error = _lost_connection(fault, self._call, events)
+            error.__cause__ = fault
+        self._log_end(events, type(error).__name__)
+        self._complete(error, events)
+        seconds: Optional[float] = None
+        is_servers_word = events > 0 and not isinstance(error, APIConnectionError)
+        if not (self._handed_out or is_servers_word or self._call.cancelled):
+            import random
+            seconds = _retry_wait(
+                error, self._attempts, self._exchange.max_retries, random.random())
+        if seconds is None or time.monotonic() + seconds >= self._call.deadline:
+            self._state = _FAILED
+            self._failure = copy.copy(error)  # Without its traceback, which holds this stream.
+            try:
+                raise error
+            finally:
+                del error, fault
+        _log("info", "attempt %d failed, the next is in %.2f s: %s",
+             self._attempts, seconds, error)
+        return seconds
+
+    def _complete(self, error: APIError, events: int = 0) -> None:
+        """Add to an error what is known of its call, and take the secrets out."""
+        secrets = self._exchange.secrets
+        error.request = self._exchange.request
+        if error.response is None:
+            error.response = self.response
+        if self.response is not None and events >= self._most_events:
+            self._longest, self._most_events = self.completion, events
         error.partial = self._longest
+        error.attempts = self._attempts
+        error.elapsed = self._call.elapsed
+        if error.response is not None:
+            error.retry_after = _retry_after(error.response.headers)
+        error.message = secrets.hide(error.message)
+        error.args = (error.message,)
+        error.body = secrets.hide_in(error.body)
+        error.code, error.param, error.type = secrets.hide_in(
+            [error.code, error.param, error.type])
+        cause = "%r %s" % (error.__cause__, error.__cause__)
+        if secrets.hide(cause) != cause:
+            error.__cause__ = error.__context__ = None
 
-    def _end(self, why: str) -> None:
+    def _log_end(self, events: int, why: str) -> None:
         self._ended_at = time.monotonic()
-        _log("debug", "stream from %s: %d events, %.3f s, ended by %s", self._request.url, self._reader.events,
-             self._call.elapsed, why)
+        _log("debug", "stream from %s: %d events, %.3f s, ended: %s", self._exchange.request.url,
+             events, self._call.elapsed, why)
 
-    def _let_go(self, whole: bool = False) -> None:
-        if self._http is not None:
-            self._transport.release(self._http, whole)
-            self._http = None
+    def _is_over(self) -> bool:
+        """Whether the answer is whole.  Raises what ended a stream that is used again."""
+        if self._state is not _FAILED:
+            return self._state is _WHOLE
+        failure = self._failure
+        if failure is None:
+            failure = OpenAIError("this stream was closed: read it before close(), and inside "
+                                  "its `with` block")
+            failure.partial, failure.attempts = self.completion, self._attempts
+            failure.elapsed = self.elapsed
+        raise copy.copy(failure)
+
+    def _interrupt(self) -> None:
+        """An exception that is none of ours came while the stream was read.
+
+        Some of it may be lost (a Ctrl-C ends generators, an answer would have a hole): whoever
+        uses the stream again gets an error.
+        """
+        if self._state is _FAILED:
+            return
+        error = APIConnectionError(message="the stream was interrupted while it was read")
+        self._complete(error, self._attempt.events if self._attempt else 0)
+        self._state = _FAILED
+        self._failure = error
+        self._call.cancel()
+        if self._attempt is not None:
+            attempt, self._attempt = self._attempt, None
+            attempt.reply.close()
+            self._log_end(attempt.events, "interrupted")
 
     def _cut(self) -> None:
-        """End the connection, from any thread."""
-        if not self._over:
-            self._call.cancel()
-            if self._lock.acquire(False):
-                try:
-                    self._let_go()
-                finally:
-                    self._lock.release()
+        """End the stream, from any thread; whoever reads it then gets an error."""
+        if self._state in (_WHOLE, _FAILED):
+            return
+        self._call.cancel()
+        if self._reading.acquire(False):
+            try:
+                if self._state not in (_WHOLE, _FAILED):
+                    self._state = _FAILED
+                    if self._attempt is not None:
+                        attempt, self._attempt = self._attempt, None
+                        attempt.reply.close()
+                        self._log_end(attempt.events, "closed")
+            finally:
+                self._reading.release()
 
     def __del__(self) -> None:
         self._cut()
@@ -2370,28 +3444,37 @@ class _Closing:
         self.close()  # type: ignore[attr-defined]
 
 
-class Stream(_BaseStream, _Closing):
-    """The chunks of one reply, as they come; `with` ends the connection, and so the server's work, when you leave.
+class Stream(_BaseStream[_Item], _Closing):
+    """The chunks of one reply, as they come.
+
+    `with` ends the connection, and so the server's work, when you leave it.
 
         for chunk in stream: ...          # ChatCompletionChunk; `break` and iterate again to go on
         for text in stream.text(): ...    # the text of choice 0
         completion = stream.collect()     # the rest of it, as a ChatCompletion
         stream.completion                 # what has come so far, at any time
 
-    Raises the errors of `create`, and APIError, or the subclass for its code, for an error that the server reports in
-    the stream; APIConnectionError for a stream that ends too early; APITimeoutError; all with `partial`.
+    Raises the errors of `create`; APIError, or the subclass for its code, for an error that the
+    server reports in the stream; APIConnectionError for a stream that ends too early or is lost;
+    APITimeoutError; each with `partial`.  Once a chunk was handed out, nothing is asked again.
     """
 
-    def __iter__(self) -> "Stream":
+    def __iter__(self) -> "Stream[_Item]":
         return self
 
+    def __aiter__(self) -> NoReturn:
+        raise TypeError("this stream is synchronous: write `for`, or use AsyncOpenAI")
+
     def __next__(self) -> ChatCompletionChunk:
-        self._iterated = True
-        while not self._ready:
-            if self._over:
-                raise StopIteration
-            self._attempts.run(self._attempt)
-        return self._take()
+        try:
+            chunk = self._next()
+            if chunk is not None:
+                self._handed_out = True
+                return chunk
+        except BaseException:
+            self._interrupt()
+            raise
+        raise StopIteration
 
     def text(self) -> Iterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
@@ -2400,22 +3483,27 @@ class Stream(_BaseStream, _Closing):
     def collect(self) -> ChatCompletion:
         """Read to the end and return the whole reply, what was iterated before included.
 
-        If nothing was, nobody has seen anything, and the loss of the connection may be cured by starting over.
+        If nothing was, nobody has seen anything: the loss of the connection in the middle may be
+        cured by starting over.
         """
-        if not self._iterated and not self._over:
-            self._attempts.run(self._drain)
-        for _ in self:
-            pass
+        try:
+            while self._next() is not None:
+                pass
+        except BaseException:
+            self._interrupt()
+            raise
         return self.completion
 
     def sse(self) -> Iterator[bytes]:
-        """The stream as bytes for a browser's EventSource: each chunk as JSON in an event, then [DONE].
+        """The stream as bytes for a browser's EventSource: each chunk as JSON in an event, then
+        [DONE].
 
-        An error becomes an event named `error`; it shows the server's words, but neither the server nor the network.
+        An error becomes an event named `error`.  It shows the server's words of its own error,
+        bounded and on one line, but nothing of the server's address or of the network.
         """
         try:
             for chunk in self:
-                yield encode_sse(chunk.to_json(indent=None))
+                yield encode_sse(_WireObject.to_json(chunk, indent=None))
             yield encode_sse("[DONE]")
         except APIError as error:
             yield _encode_error(error)
@@ -2423,34 +3511,73 @@ class Stream(_BaseStream, _Closing):
             self.close()
 
     def close(self) -> None:
-        """End the connection at once, from any thread: a read or a wait in another one ends with APIConnectionError."""
+        """End the connection at once, from any thread.
+
+        A read or a wait in another thread ends with APIConnectionError.
+        """
         self._cut()
 
-    def _attempt(self, read: bool = True) -> None:
-        """Open the stream, if need be, and read until there are chunks to hand out, or the answer is whole."""
-        with self._lock:
-            if self._ready or self._over:
-                return
-            try:
-                if self._http is None:
-                    self._connect(self._key())
-                if read:
-                    self._start_wait()
-                    while not self._settled():
-                        self._absorb(self._receive())
-            except APIError as error:
-                self._fail(error)
-                raise
+    def _next(self) -> Optional[ChatCompletionChunk]:
+        """The next chunk; None at the end of a whole answer."""
+        with self._reading:
+            while True:
+                attempt = self._attempt
+                if attempt is None:
+                    if self._is_over():
+                        return None
+                    attempt = self._open()
+                try:
+                    chunk = next(attempt.chunks)
+                    if chunk is not None:
+                        attempt.events += 1
+                        self._accumulator.add(chunk)
+                        if self._first_token_at is None:
+                            self._note_first(chunk)
+                        return chunk
+                    # No stage of the pipeline waits: an interrupt there would end its generators,
+                    # which looks like the end of an answer.
+                    attempt.reply.fill()
+                except StopIteration as end:
+                    self._finish(attempt, end.value)
+                except (APIError, OSError) as fault:
+                    self._call.sleep(self._retry(fault))
 
-    def _drain(self) -> None:
-        """Read to the end; nobody sees anything before."""
-        while not self._over:
-            self._attempt()
-            while self._ready:
-                self._take(seen=False)
+    def _open(self) -> _Attempt:
+        """Make attempts until one is answered."""
+        while True:
+            key = self._exchange.key()  # What the caller's function raises is left as it is.
+            self._count_attempt()
+            try:
+                return self._begin(self._send(key))
+            except APIError as error:
+                self._call.sleep(self._retry(error))
+
+    def _start(self) -> None:
+        """Open the stream before it is iterated."""
+        try:
+            with self._reading:
+                self._open()
+        except BaseException:
+            self._interrupt()
+            raise
+
+    def _read(self) -> str:
+        """The text of a reply that is no completion, such as the list of models."""
+        while True:
+            attempt = self._attempt or self._open()
+            self._call.start(self._call.read)
+            try:
+                text = attempt.reply.read(MAX_EVENT)
+                self._finish(attempt, None)
+                return text.decode("utf-8-sig", "replace")
+            except OSError as fault:
+                self._call.sleep(self._retry(fault))
 
 
 def _encode_error(error: APIError) -> bytes:
+    """An error as an event for a browser."""
+    words = "the model's server refused"
+    code: Any = None
     if isinstance(error, APITimeoutError):
         words = "the model's server did not answer in time"
     elif isinstance(error, APIConnectionError):
@@ -2459,15 +3586,19 @@ def _encode_error(error: APIError) -> bytes:
         words = "the model's server sent something else than an answer"
     elif isinstance(error.body, dict):
         words = _excerpt(_server_error(error.body)[1], 1000)
-    else:
-        words = "the model's server refused"
-    fields = {"message": words, "type": error.type or type(error).__name__, "code": error.code}
+        code = error.code
+        if not (isinstance(code, int) and abs(code) < 1000000):
+            code = _excerpt(str(code), 100) if code else None
+    kind = _excerpt(str(error.type or type(error).__name__), 100)
+    fields = {"message": words, "type": kind, "code": code}
     return encode_sse(_dump_json({"error": fields}), event="error")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Clients
-# ----------------------------------------------------------------------------------------------------------------------
+#
+# Settings, and the streams made from them; what can be wrong in a call is found before it is sent.
+# --------------------------------------------------------------------------------------------------
 
 class NotGiven:
     """The SDK's way to say that an argument was left out."""
@@ -2479,177 +3610,241 @@ class NotGiven:
         return "NOT_GIVEN"
 
 
+class Timeout:
+    """The SDK's: one number for all, and others for some of them."""
+
+    def __init__(self, timeout: Any = None, *, connect: Any = NotGiven, read: Any = NotGiven,
+                 write: Any = None, pool: Any = None) -> None:
+        self.connect = timeout if connect is NotGiven else connect
+        self.read = timeout if read is NotGiven else read
+
+
 Omit = NotGiven
 NOT_GIVEN = not_given = omit = NotGiven()
 _warned: Set[str] = set()
 
-_STREAM_HAS = "create(stream=True) returns a Stream with `completion`, the reply so far, and `response`, its headers"
+_STREAM_HAS = ("create(stream=True) returns a Stream with `completion`, the reply so far, and "
+               "`response`, its status and headers")
 _NOT_OFFERED = {
-    "http_client": "pass ssl_context for certificates, handlers for urllib handlers; proxies come from the environment",
+    "http_client": "pass ssl_context for certificates and handlers for urllib handlers; proxies "
+                   "come from the environment",
     "parse": "send response_format as a dict, and json.loads the message's content",
+    "beta": "for parse(), send response_format as a dict to chat.completions.create and "
+            "json.loads the message's content",
     "stream": _STREAM_HAS, "with_raw_response": _STREAM_HAS, "with_streaming_response": _STREAM_HAS,
     "responses": "only chat completions are spoken here: client.chat.completions.create(...)",
+    "create": "write client.chat.completions.create(...)",
 }
 
 
-class _HasParts:
-    """What has `parts` makes them anew at each access, lest cycles keep clients alive; an assignment replaces one."""
-
-    __slots__ = ()
-    _parts: Dict[str, Any] = {}
-    _client: Any
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._parts:
-            return self._parts[name](self._client)
-        raise AttributeError("%s has no %r: %s" % (
-            type(self).__name__, name, _NOT_OFFERED.get(name, "only chat completions and models are offered here")))
+def _given(value: Any, default: Any) -> Any:
+    """The value, or the default where it was left out: None and NOT_GIVEN say so."""
+    return default if value is None or isinstance(value, NotGiven) else value
 
 
-class _Part(_HasParts):
-    """A part of a client's interface; what people patch in it is kept by the client."""
-
-    __slots__ = ("_client", "__dict__")
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self.__dict__ = client.__dict__.setdefault("_patches", {}).setdefault(type(self).__name__, {})
+def _shown(value: Any) -> str:
+    """A value for a message; integers of thousands of digits refuse to be shown."""
+    try:
+        return _excerpt(repr(value), 60)
+    except ValueError:
+        return "such " + type(value).__name__
 
 
-def AzureOpenAI(*args: Any, **kwargs: Any) -> NoReturn:
-    """Not offered."""
-    raise TypeError("AzureOpenAI is not offered: use OpenAI(base_url='https://NAME.openai.azure.com/openai/v1', "
-                    "api_key=...), or with default_headers={'api-key': ...} for older paths with ?api-version=")
+def _seconds(value: Any) -> Optional[float]:
+    """A positive number of seconds; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
-AsyncAzureOpenAI = AzureOpenAI
+def _timeouts(timeout: Any) -> Tuple[float, float]:
+    """(connect, read) from a number, a pair, an object with these attributes, or None."""
+    pair: Any = (timeout, timeout)
+    if isinstance(timeout, (tuple, list)):
+        pair = timeout
+    elif hasattr(timeout, "connect") and hasattr(timeout, "read"):
+        pair = (timeout.connect, timeout.read)
+    seconds = [math.inf if value is None else _seconds(value) for value in pair]
+    if len(seconds) != 2 or None in seconds:
+        raise OpenAIError("timeout must be seconds, (connect, read) in seconds, or None, not %s"
+                          % _shown(timeout))
+    return cast(Tuple[float, float], tuple(seconds))
 
 
 def _check_key(key: Any) -> str:
     """A key that can be sent; an error must not show it."""
     if key is not None and not isinstance(key, str):
-        raise OpenAIError("api_key must be a str, or a function that returns one, not %s" % type(key).__name__)
+        raise OpenAIError("api_key must be a str, or a function that returns one, not %s"
+                          % type(key).__name__)
     if not re.match(r"[!-~]*\Z", key or ""):
-        raise OpenAIError("the API key holds a space, a line break or a letter outside ASCII: was it copied with "
-                          "something around it? (It is not shown here.)")
+        raise OpenAIError("the API key holds a space, a line break or a letter outside ASCII: was "
+                          "it copied with something around it? (It is not shown here.)")
     return key or ""
 
 
-def _merge_headers(headers: Dict[str, Tuple[str, str]], more: Mapping[str, Any]) -> None:
+_Headers = Dict[str, Tuple[str, Optional[str]]]  # By name in lower case; None: not to be sent.
+
+
+def _merge_headers(headers: _Headers, more: Any, argument: str) -> None:
     """Later values win, whatever the case of the name; None takes a header out."""
+    if not isinstance(more, Mapping):
+        raise TypeError("%s must be a dict of header names and values, not %s"
+                        % (argument, type(more).__name__))
     for name, value in more.items():
+        if not isinstance(name, str) or not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
+            raise OpenAIError("%s: the header name %r is not valid" % (argument, name))
         if value is None or isinstance(value, NotGiven):
-            headers.pop(name.lower(), None)
+            headers[name.lower()] = (name, None)
             continue
-        if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
-            raise OpenAIError("the header name %r is not valid" % name)
         if not isinstance(value, str) or not re.match(r"[\t -~]*\Z", value):
-            raise OpenAIError("the value of the header %s must be text of printable ASCII, without line breaks" % name)
+            raise OpenAIError("%s: the value of the header %s must be text of printable ASCII, "
+                              "without line breaks" % (argument, name))
         headers[name.lower()] = (name, value)
+
+
+def _merge_query(query: Dict[str, Any], more: Any, argument: str) -> None:
+    if not isinstance(more, Mapping):
+        raise TypeError("%s must be a dict of names and values, not %s"
+                        % (argument, type(more).__name__))
+    try:
+        urllib.parse.urlencode(dict(more), doseq=True)
+    except (UnicodeError, TypeError, ValueError):
+        raise OpenAIError("%s holds what a URL cannot carry" % argument) from None
+    query.update({name: value for name, value in more.items() if not isinstance(value, NotGiven)})
 
 
 def _split_base_url(base_url: str) -> Tuple[str, str]:
     """A base URL without its query, and that."""
+    example = "base_url must be http://HOST/... or https://HOST/..., such as " + DEFAULT_BASE_URL
     try:
         parts = urllib.parse.urlsplit(base_url.strip())
         host, port = parts.hostname or "", parts.port
         if not re.match(r"[!-~]*\Z", host):
             host = host.encode("idna").decode()
-    except ValueError:  # its text may hold what was taken for a port
-        raise OpenAIError("base_url is not a valid URL, such as %s (it is not shown here)" % DEFAULT_BASE_URL) from None
+        safe = "/%:@!$&'()*+,;=~-._?"
+        path = urllib.parse.quote(parts.path.rstrip("/"), safe=safe)
+        query = urllib.parse.quote(parts.query, safe=safe)
+    except ValueError:
+        # Its text may hold what was taken for a port: a password.
+        raise OpenAIError("base_url is not a valid URL, such as %s (it is not shown here)"
+                          % DEFAULT_BASE_URL) from None
     if "@" in parts.netloc or "@" in parts.fragment:
-        raise OpenAIError("base_url must not hold a user name or password: pass default_headers={'Authorization': ...}")
-    if parts.scheme not in ("http", "https") or not re.match(r"[\w.:%~-]+\Z", host):
-        raise OpenAIError("base_url must be http://HOST/... or https://HOST/..., such as %s, not %s"
-                          % (DEFAULT_BASE_URL, parts.scheme + ":..." if parts.scheme else "a text without http://"))
-    path = parts.path.rstrip("/")
+        raise OpenAIError("base_url must not hold a user name or password: pass "
+                          "default_headers={'Authorization': ...}")
+    if parts.scheme not in ("http", "https"):
+        raise OpenAIError("%s, not %s" % (
+            example, _excerpt(parts.scheme) + ":..." if parts.scheme else "a text without http://"))
+    if not re.match(r"[\w.:%~-]+\Z", host):
+        raise OpenAIError("%s: its host is not valid" % example)
     if path.endswith("/chat/completions"):
         path = path[:-len("/chat/completions")]
-    netloc = ("[%s]" % host if ":" in host else host) + ("" if port is None else ":%d" % port)
-    safe = "/%:@!$&'()*+,;=~-._?"
-    return ("%s://%s%s" % (parts.scheme, netloc, urllib.parse.quote(path, safe=safe)),
-            urllib.parse.quote(parts.query, safe=safe))
+    netloc = _bracketed(host) + ("" if port is None else ":%d" % port)
+    return "%s://%s%s" % (parts.scheme, netloc, path), query
 
 
-def _completion_body(messages: Any, model: Any, stream: Any, extra_body: Any, fields: Dict[str, Any]) -> Dict[str, Any]:
+def _completion_body(messages: Any, model: Any, stream: Any, extra_body: Any,
+                     fields: Dict[str, Any]) -> Dict[str, Any]:
     """The fields of a request for a completion, looked at before anything is sent."""
     if not isinstance(model, str) or not model:
         raise TypeError("model must be the name of a model, not %r" % (model,))
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
-        raise TypeError("messages must be a list such as [{'role': 'user', 'content': '...'}], not %s"
-                        % type(messages).__name__)
+        raise TypeError("messages must be a list such as [{'role': 'user', 'content': '...'}], "
+                        "not %s" % type(messages).__name__)
     messages = list(messages)
     for message in messages:
-        if not isinstance(message, Mapping) and not hasattr(message, "model_dump"):
-            raise TypeError("each of messages must be a dict such as {'role': 'user', 'content': '...'}, not %s"
-                            % type(message).__name__)
+        if not isinstance(message, Mapping) and not hasattr(type(message), "model_dump"):
+            raise TypeError("each of messages must be a dict such as {'role': 'user', 'content': "
+                            "'...'}, not %s" % type(message).__name__)
     if isinstance(fields.get("response_format"), type):
-        raise TypeError("response_format must be a dict; " + _NOT_OFFERED["parse"])
+        raise TypeError("response_format must be a dict: " + _NOT_OFFERED["parse"])
+    extra_body = _given(extra_body, {})
+    if not isinstance(extra_body, Mapping):
+        raise TypeError("extra_body must be a dict of fields, not %s" % type(extra_body).__name__)
     body = dict({"messages": messages, "model": model}, **fields)
     if stream is not None:
         body["stream"] = stream
-    body.update(extra_body or {})
+    body.update(extra_body)
     return {name: value for name, value in body.items() if not isinstance(value, NotGiven)}
 
 
 def _encode_body(body: Dict[str, Any]) -> bytes:
     def default(value: Any) -> Any:
         if isinstance(value, _WireObject):
-            return _plain(value, True, True)  # strict servers refuse a null where they expect nothing
+            return _plain(value, True, True)  # Strict servers refuse a null that is not expected.
         if isinstance(value, Mapping):
             return dict(value)
-        if hasattr(value, "model_dump"):  # a message of the SDK's
-            return value.model_dump(exclude_none=True)
+        if hasattr(value, "model_dump"):
+            return value.model_dump(exclude_none=True)  # A message of the SDK's.
         raise TypeError("%s is no JSON value" % type(value).__name__)
 
     try:
-        return json.dumps(body, default=default, allow_nan=False, separators=(",", ":")).encode("ascii")
+        text = json.dumps(body, default=default, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError("the request cannot be written as JSON: %s" % error) from None
+    return text.encode("ascii")
 
 
-_AnyStream = TypeVar("_AnyStream", bound=_BaseStream)
-_AnyClient = TypeVar("_AnyClient", bound="_BaseClient")
+def _asked(body: Dict[str, Any]) -> _Asked:
+    choices, options = body.get("n"), body.get("stream_options")
+    usage = isinstance(options, Mapping) and bool(options.get("include_usage"))
+    return _Asked(choices if isinstance(choices, int) else 1, usage and bool(body.get("stream")))
 
 
-class _BaseClient(_HasParts):
-    """What both clients are: settings, and the streams made from them."""
+class _Requester:
+    """What the parts of a client share: its settings and its connections."""
 
-    def __init__(self, *, api_key: Any = None, organization: Optional[str] = None, project: Optional[str] = None,
-                 base_url: Optional[str] = None, timeout: Any = DEFAULT_TIMEOUT,
-                 max_retries: int = DEFAULT_MAX_RETRIES, default_headers: Optional[Mapping[str, str]] = None,
-                 default_query: Optional[Mapping[str, Any]] = None, ssl_context: Any = None,
-                 handlers: Sequence[urllib.request.BaseHandler] = (), deadline: Optional[float] = None,
-                 **unknown: Any) -> None:
-        for name in unknown:
-            raise TypeError("%s() has no argument %r%s" % (
-                type(self).__name__, name, ": " + _NOT_OFFERED[name] if name in _NOT_OFFERED else ""))
-        self.api_key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
-        self.organization = os.environ.get("OPENAI_ORG_ID") if organization is None else organization
-        self.project = os.environ.get("OPENAI_PROJECT_ID") if project is None else project
-        self.base_url = str(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
-        self.timeout = DEFAULT_TIMEOUT if isinstance(timeout, NotGiven) else timeout
-        self.max_retries = max_retries
-        self.deadline = deadline
-        self._options = {"default_headers": default_headers, "default_query": default_query,
-                         "ssl_context": ssl_context, "handlers": handlers}
-        self._query = dict(default_query or {})
-        self._headers: Dict[str, Tuple[str, str]] = {}
-        _merge_headers(self._headers, {
-            "Accept": "text/event-stream, application/json", "Accept-Encoding": "identity", "User-Agent": _user_agent(),
-            "OpenAI-Organization": self.organization or None, "OpenAI-Project": self.project or None})
-        _merge_headers(self._headers, default_headers or {})
-        if not isinstance(max_retries, (int, float)) or not max_retries >= 0:
-            raise OpenAIError("max_retries must be a number from 0, not %r" % (max_retries,))
-        if deadline is not None and not _is_positive(deadline):
-            raise OpenAIError("deadline must be seconds, or None, not %r" % (deadline,))
+    changeable = frozenset((
+        "api_key", "organization", "project", "base_url", "timeout", "max_retries", "deadline",
+        "default_headers", "default_query", "ssl_context", "handlers"))
+    _key_header = "Authorization"
+
+    def __init__(self, settings: Dict[str, Any]) -> None:
+        self.base_query = ""
+        self.transport: Any = None
+        self.change(settings)
+
+    def change(self, settings: Dict[str, Any]) -> None:
+        """Take settings over; what cannot work is told at once."""
+        for name, value in settings.items():
+            setattr(self, name, value)
         _timeouts(self.timeout)
+        if self.deadline is not None and _seconds(self.deadline) is None:
+            raise OpenAIError("deadline must be seconds, or None, not %s" % _shown(self.deadline))
+        is_number = isinstance(self.max_retries, (int, float))
+        if not is_number or not self.max_retries >= 0:
+            raise OpenAIError("max_retries must be a number from 0, not %s"
+                              % _shown(self.max_retries))
         if not callable(self.api_key):
             _check_key(self.api_key)
-        if not self.api_key and self.base_url == DEFAULT_BASE_URL and "authorization" not in self._headers:
-            raise OpenAIError("no API key for %s: pass api_key, or set the environment variable OPENAI_API_KEY"
-                              % DEFAULT_BASE_URL)
-        self._transport = _Transport(ssl_context, handlers)
+        headers = self.headers({}, False)
+        self.query({})
+        has_key = self.api_key or not self._wants_key(headers)
+        if not has_key and self._base_url == DEFAULT_BASE_URL:
+            raise OpenAIError("no API key for %s: pass api_key, or set the environment variable "
+                              "OPENAI_API_KEY" % DEFAULT_BASE_URL)
+        if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_socket"):
+            raise TypeError("ssl_context must be an ssl.SSLContext, not %s"
+                            % type(self.ssl_context).__name__)
+        for handler in self.handlers:
+            if not isinstance(handler, urllib.request.BaseHandler):
+                raise TypeError("handlers must be urllib.request handlers, not %s"
+                                % type(handler).__name__)
+        if self.transport is None or {"base_url", "ssl_context", "handlers"} & set(settings):
+            self.transport = _Transport(self.ssl_context, self.handlers)
+
+    api_key: Any
+    organization: Optional[str]
+    project: Optional[str]
+    timeout: Any
+    max_retries: float
+    deadline: Optional[float]
+    default_headers: Mapping[str, Any]
+    default_query: Mapping[str, Any]
+    ssl_context: Any
+    handlers: Sequence[urllib.request.BaseHandler]
 
     @property
     def base_url(self) -> str:
@@ -2657,127 +3852,346 @@ class _BaseClient(_HasParts):
         return self._base_url
 
     @base_url.setter
-    def base_url(self, base_url: str) -> None:
-        self._base_url, self._base_query = _split_base_url(str(base_url))
+    def base_url(self, base_url: Any) -> None:
+        self._base_url, self.base_query = _split_base_url(str(base_url))
+
+    def headers(self, extra_headers: Any, has_body: bool) -> _Headers:
+        headers: _Headers = {}
+        _merge_headers(headers, {
+            "Accept": "text/event-stream, application/json", "Accept-Encoding": "identity",
+            "User-Agent": _user_agent()}, "")
+        if self.organization:
+            _merge_headers(headers, {"OpenAI-Organization": self.organization}, "organization")
+        if self.project:
+            _merge_headers(headers, {"OpenAI-Project": self.project}, "project")
+        _merge_headers(headers, self.default_headers, "default_headers")
+        if has_body:
+            _merge_headers(headers, {"Content-Type": "application/json"}, "")
+        _merge_headers(headers, extra_headers, "extra_headers")
+        return headers
+
+    def query(self, extra_query: Any) -> str:
+        query: Dict[str, Any] = {}
+        _merge_query(query, self.default_query, "default_query")
+        _merge_query(query, extra_query, "extra_query")
+        encoded = urllib.parse.urlencode(query, doseq=True)
+        return "&".join(filter(None, [self.base_query, encoded]))
+
+    def url(self, path: str, body: Optional[Dict[str, Any]]) -> str:
+        return self._base_url + path
+
+    def _wants_key(self, headers: _Headers) -> bool:
+        """Whether the caller has not said himself how he is known, or that he is not."""
+        return "authorization" not in headers and self._key_header.lower() not in headers
+
+    def _checked_key(self, key: Any) -> str:
+        return _check_key(key)
+
+    def _authorization(self, key: str) -> Tuple[str, str]:
+        return "Authorization", "Bearer " + key
+
+    def exchange(self, method: str, path: str, body: Optional[Dict[str, Any]] = None, *,
+                 extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN,
+                 network: Any = None) -> _Exchange:
+        """Make a request ready to be sent.  What can be wrong with it is found here."""
+        data = None if body is None else _encode_body(body)
+        query = self.query(_given(extra_query, {}))
+        url = self.url(path, body) + ("?" + query if query else "")
+        headers = self.headers(_given(extra_headers, {}), data is not None)
+        connect, read = _timeouts(self.timeout if isinstance(timeout, NotGiven) else timeout)
+        deadline = math.inf if self.deadline is None else self.deadline
+        call = _Call(_bare(url), connect, read, deadline, network)
+        secrets = _Secrets()
+        sent = {name: value for name, value in headers.values() if value is not None}
+        for name, value in itertools.chain(sent.items(), urllib.parse.parse_qsl(query)):
+            secrets.add_header(name, value)
+        wants_key = self._wants_key(headers)
+        transport = self.transport
+
+        def send(key: Any) -> _Reply:
+            if wants_key and self._checked_key(key):
+                secrets.add(key)
+                name, value = self._authorization(key)
+                sent[name] = value
+            if secrets:
+                _warn_of_plain_http(url)
+            reply: _Reply = transport.open(call, secrets, method, url, sent, data)
+            return reply
+
+        key = self.api_key
+        return _Exchange(Request(method, call.place), _asked(body or {}), call, secrets,
+                         self.max_retries, key if callable(key) else lambda: key, send)
+
+
+def _warn_of_plain_http(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        if parts.netloc not in _warned:
+            _warned.add(parts.netloc)
+            import logging
+            logging.getLogger("streamlite").warning(
+                "credentials go to %s over plain http, where the network can read them: use https",
+                parts.hostname)
+
+
+class _Setting:
+    """An attribute of a client that is one of its requester's."""
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self._name = name
+
+    def __get__(self, client: Any, owner: Any = None) -> Any:
+        return self if client is None else getattr(client._requester, self._name)
+
+    def __set__(self, client: Any, value: Any) -> None:
+        client._requester.change({self._name: value})
+
+
+class _Part:
+    """A part of a client's interface."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError("%s has no %r: %s" % (type(self).__name__, name, _NOT_OFFERED.get(
+            name, "only chat completions and models are offered here")))
+
+
+_AnyClient = TypeVar("_AnyClient", bound="_BaseClient")
+
+
+class _BaseClient(_Part):
+    """What all clients are."""
+
+    api_key = _Setting()
+    organization = _Setting()
+    project = _Setting()
+    base_url = _Setting()
+    timeout = _Setting()
+    max_retries = _Setting()
+    deadline = _Setting()
+
+    def __init__(self, *positional: NoReturn, api_key: Any = None,
+                 organization: Optional[str] = None, project: Optional[str] = None,
+                 base_url: Any = None, timeout: Any = NOT_GIVEN, max_retries: Any = None,
+                 default_headers: Optional[Mapping[str, Any]] = None,
+                 default_query: Optional[Mapping[str, Any]] = None, http_client: None = None,
+                 ssl_context: Any = None, handlers: Sequence[urllib.request.BaseHandler] = (),
+                 deadline: Optional[float] = None, **unknown: Any) -> None:
+        _refuse(type(self).__name__, positional, http_client, unknown)
+        environment = os.environ.get
+        self._use(_Requester(_settings(
+            timeout, max_retries, default_headers, default_query, ssl_context, handlers, deadline,
+            api_key=_given(api_key, environment("OPENAI_API_KEY")),
+            organization=_given(organization, environment("OPENAI_ORG_ID")),
+            project=_given(project, environment("OPENAI_PROJECT_ID")),
+            base_url=_given(base_url, environment("OPENAI_BASE_URL")) or DEFAULT_BASE_URL)))
+
+    def _use(self, requester: Any) -> None:
+        """Make the parts, which hold what they need, and not this client."""
+        raise NotImplementedError
 
     def with_options(self: _AnyClient, **changes: Any) -> _AnyClient:
-        """A client with other settings that shares this one's connections."""
-        settings = {name: getattr(self, name) for name in (
-            "api_key", "organization", "project", "timeout", "max_retries", "deadline")}
-        settings.update(self._options, base_url=self._base_url + (self._base_query and "?" + self._base_query))
+        """A client with other settings that shares this one's connections.
+
+        None and NOT_GIVEN mean "as it was", but for timeout and deadline, which may be None.
+        Headers and query fields are added to those that there are.
+        """
+        may_be_none = ("timeout", "deadline")
+        changes = {
+            name: value for name, value in changes.items()
+            if not isinstance(value, NotGiven) and (value is not None or name in may_be_none)}
+        requester = copy.copy(self._requester)
+        _refuse(type(self).__name__, (), None, {
+            name: None for name in changes if name not in requester.changeable})
         for name in ("default_headers", "default_query"):
-            if changes.get(name):
-                changes[name] = dict(self._options[name] or {}, **changes[name])
-        client = type(self)(**dict(settings, **changes))
-        if not {"base_url", "ssl_context", "handlers"} & set(changes):
-            client._transport = self._transport
+            if isinstance(changes.get(name), Mapping):
+                changes[name] = dict(getattr(requester, name), **changes[name])
+        requester.change(changes)
+        client = type(self).__new__(type(self))
+        client.__dict__.update(self.__dict__)
+        client._use(requester)
         return client
 
     copy = with_options
 
-    def _request(self, kind: Type[_AnyStream], path: str, body: Optional[Dict[str, Any]], extra_headers: Any = None,
-                 extra_query: Any = None, timeout: Any = NOT_GIVEN) -> _AnyStream:
-        """A stream that has not been opened: of chunks if there is a body.  What can be wrong is found here."""
-        method, data, wanted = ("GET", None, "data") if body is None else ("POST", _encode_body(body), "choices")
-        query = urllib.parse.urlencode(dict(self._query, **(extra_query or {})), doseq=True)
-        query = "&".join(filter(None, [self._base_query, query]))
-        url = self.base_url + path + ("?" + query if query else "")
-        headers = dict(self._headers)
-        if data is not None:
-            _merge_headers(headers, {"Content-Type": "application/json"})
-        _merge_headers(headers, extra_headers or {})
-        bearer = "authorization" not in headers and "authorization" not in map(str.lower, extra_headers or {})
-        call = _Call(self.timeout if isinstance(timeout, NotGiven) else timeout, self.deadline)
-        for name, value in [(name, value) for name, (_, value) in headers.items()] + urllib.parse.parse_qsl(query):
-            if re.search("auth|key|token|secret|cookie", name.lower()):
-                call.add_secrets(urllib.parse.quote(value), value.split(" ")[-1])
-
-        def send(key: Any) -> _HTTPResponse:
-            if bearer and _check_key(key):
-                headers["authorization"] = ("Authorization", "Bearer " + key)
-                call.add_secrets(key)
-            if key or call.secrets:
-                self._warn_of_plain_http()
-            return self._transport.open(call, method, url, dict(headers.values()), data)
-
-        return kind(self._transport, _Attempts(call, self.max_retries), Request(method, _bare(url)), send,
-                    self.api_key if callable(self.api_key) else lambda: self.api_key, wanted,
-                    body["n"] if body and isinstance(body.get("n"), int) else 1)
-
-    def _warn_of_plain_http(self) -> None:
-        parts = urllib.parse.urlsplit(self.base_url)
-        if parts.scheme == "http" and not _is_loopback(parts.hostname or "") and self.base_url not in _warned:
-            _warned.add(self.base_url)
-            import logging
-            logging.getLogger("streamlite").warning(
-                "credentials go to %s over plain http, where the network can read it: use https", parts.hostname)
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool(self._requester.transport.pool.closed)
 
     def __repr__(self) -> str:
         return "%s(base_url=%r)" % (type(self).__name__, self.base_url)
 
-    @property
-    def _client(self) -> Any:
-        return self
+    _requester: Any
+
+
+def _settings(timeout: Any, max_retries: Any, default_headers: Any, default_query: Any,
+              ssl_context: Any, handlers: Any, deadline: Any, **others: Any) -> Dict[str, Any]:
+    """A client's settings, where they were left out by default."""
+    return dict(
+        others, timeout=DEFAULT_TIMEOUT if isinstance(timeout, NotGiven) else timeout,
+        max_retries=_given(max_retries, DEFAULT_MAX_RETRIES),
+        default_headers=_given(default_headers, {}), default_query=_given(default_query, {}),
+        ssl_context=_given(ssl_context, None), handlers=_given(handlers, ()),
+        deadline=_given(deadline, None))
+
+
+def _refuse(client: str, positional: Sequence[Any], http_client: Any,
+            unknown: Mapping[str, Any]) -> None:
+    """Raise TypeError for arguments that are not offered, with what to do instead."""
+    if positional:
+        raise TypeError("%s takes its arguments by name: %s(api_key=...)" % (client, client))
+    if http_client is not None and not isinstance(http_client, NotGiven):
+        raise TypeError("%s: http_client: %s" % (client, _NOT_OFFERED["http_client"]))
+    for name in unknown:
+        hint = _NOT_OFFERED.get(name)
+        raise TypeError("%s has no argument %r%s" % (client, name, ": " + hint if hint else ""))
+
+
+if TYPE_CHECKING:
+    _Messages = Iterable[Union[Mapping[str, Any], _WireObject]]
+    _Number = Union[float, None, NotGiven]
+    _Count = Union[int, None, NotGiven]
+    _Texts = Union[str, Sequence[str], None, NotGiven]
+    _Fields = Union[Mapping[str, Any], None, NotGiven]
+    _Tools = Union[Iterable[Mapping[str, Any]], None, NotGiven]
+    _Tool = Union[str, Mapping[str, Any], None, NotGiven]
 
 
 class Completions(_Part):
     """`client.chat.completions`"""
 
-    @overload
-    def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]", **fields: Any) -> Stream: ...
+    def __init__(self, requester: _Requester) -> None:
+        self._requester = requester
 
     @overload
-    def create(self, *, messages: Iterable[Any], model: str, stream: "Optional[Literal[False]]" = None,
-               **fields: Any) -> ChatCompletion: ...
+    def create(
+            self, *, messages: "_Messages", model: str, stream: "Literal[True]",
+            temperature: "_Number" = ..., top_p: "_Number" = ..., max_tokens: "_Count" = ...,
+            n: "_Count" = ..., stop: "_Texts" = ..., tools: "_Tools" = ...,
+            tool_choice: "_Tool" = ..., response_format: "_Fields" = ...,
+            stream_options: "_Fields" = ..., timeout: Any = ...,
+            **fields: Any) -> Stream[ChatCompletionChunk]: ...
 
-    def create(self, *, messages: Iterable[Any], model: str, stream: Optional[bool] = None, extra_headers: Any = None,
-               extra_query: Any = None, extra_body: Any = None, timeout: Any = NOT_GIVEN,
-               **fields: Any) -> Union[Stream, ChatCompletion]:
+    @overload
+    def create(
+            self, *, messages: "_Messages", model: str,
+            stream: "Union[Literal[False], None, NotGiven]" = ...,
+            temperature: "_Number" = ..., top_p: "_Number" = ..., max_tokens: "_Count" = ...,
+            n: "_Count" = ..., stop: "_Texts" = ..., tools: "_Tools" = ...,
+            tool_choice: "_Tool" = ..., response_format: "_Fields" = ...,
+            stream_options: "_Fields" = ..., timeout: Any = ...,
+            **fields: Any) -> ChatCompletion: ...
+
+    @overload
+    def create(
+            self, *, messages: "_Messages", model: str, stream: bool,
+            temperature: "_Number" = ..., top_p: "_Number" = ..., max_tokens: "_Count" = ...,
+            n: "_Count" = ..., stop: "_Texts" = ..., tools: "_Tools" = ...,
+            tool_choice: "_Tool" = ..., response_format: "_Fields" = ...,
+            stream_options: "_Fields" = ..., timeout: Any = ...,
+            **fields: Any) -> Union[Stream[ChatCompletionChunk], ChatCompletion]: ...
+
+    def create(
+            self, *, messages: Any, model: str, stream: Any = None, temperature: Any = NOT_GIVEN,
+            top_p: Any = NOT_GIVEN, max_tokens: Any = NOT_GIVEN, n: Any = NOT_GIVEN,
+            stop: Any = NOT_GIVEN, tools: Any = NOT_GIVEN, tool_choice: Any = NOT_GIVEN,
+            response_format: Any = NOT_GIVEN, stream_options: Any = NOT_GIVEN,
+            extra_headers: Any = None, extra_query: Any = None, extra_body: Any = None,
+            timeout: Any = NOT_GIVEN, **fields: Any) -> Any:
         """Ask for a completion; every other argument goes into the request as it is.
 
         messages: dicts, or messages of earlier replies
-        stream:   True returns a `Stream` as soon as the server answers; else the whole `ChatCompletion`
+        stream:   True returns a `Stream` as soon as the server answers; else a `ChatCompletion`
         extra_headers, extra_query, extra_body: added to those of the client, and to the fields
         timeout:  seconds, as in `OpenAI`
 
-        Raises TypeError for arguments that cannot be sent, OpenAIError for a key or header that cannot be, and the
-        tree under APIError for what server and network do.
+        Raises TypeError for arguments that cannot be sent, OpenAIError for a key or header that
+        cannot be, and the tree under APIError for what server and network do.
         Source: https://platform.openai.com/docs/api-reference/chat/create
         """
+        fields.update(temperature=temperature, top_p=top_p, max_tokens=max_tokens, n=n, stop=stop,
+                      tools=tools, tool_choice=tool_choice, response_format=response_format,
+                      stream_options=stream_options)
         body = _completion_body(messages, model, stream, extra_body, fields)
-        result: Stream = self._client._request(
-            Stream, "/chat/completions", body, extra_headers, extra_query, timeout)
+        result: Stream[ChatCompletionChunk] = Stream(self._requester.exchange(
+            "POST", "/chat/completions", body, extra_headers=extra_headers,
+            extra_query=extra_query, timeout=timeout))
         if not body.get("stream"):
             return result.collect()
-        result._attempts.run(lambda: result._attempt(read=False))
+        result._start()
         return result
 
 
 class Chat(_Part):
     """`client.chat`"""
 
-    _parts = {"completions": Completions}
-    completions: Completions
+    def __init__(self, requester: _Requester) -> None:
+        self.completions = Completions(requester)
 
 
 class Models(_Part):
     """`client.models`"""
 
-    def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
-        """What the server serves."""
-        stream = self._client._request(Stream, "/models", None, extra_headers, extra_query, timeout)
-        stream._attempts.run(stream._drain)
-        return _wire(ModelPage, stream._reader.found)
+    def __init__(self, requester: _Requester) -> None:
+        self._requester = requester
+
+    def list(self, **options: Any) -> ModelPage:
+        """What the server serves.  Takes extra_headers, extra_query and timeout."""
+        stream: Stream[Any] = Stream(self._requester.exchange("GET", "/models", **options))
+        return _model_page(stream._read(), stream._exchange.secrets.hide)
+
+    def retrieve(self, model: str, **options: Any) -> Model:
+        """One of the models."""
+        stream: Stream[Any] = Stream(
+            self._requester.exchange("GET", _model_path(model), **options))
+        return _model(stream._read(), stream._exchange.secrets.hide)
+
+
+def _model_path(model: str) -> str:
+    if not isinstance(model, str) or not model:
+        raise ValueError("model must be the name of a model, not %r" % (model,))
+    return "/models/" + urllib.parse.quote(model, safe=":")
+
+
+def _model_page(text: str, hide: Callable[[str], str]) -> ModelPage:
+    """The list of models; names alone are taken, too, and what has no name is left out."""
+    body = _json_object(text, hide)
+    if not isinstance(body.get("data"), list):
+        raise _not_ours(text, hide, "no list of models; is base_url right?")
+    models = [{"id": item} if isinstance(item, str) else item for item in body["data"]]
+    body["data"] = [model for model in models
+                    if isinstance(model, dict) and isinstance(model.get("id"), str)]
+    return _wire(ModelPage, body)
+
+
+def _model(text: str, hide: Callable[[str], str]) -> Model:
+    body = _json_object(text, hide)
+    if not isinstance(body.get("id"), str):
+        raise _not_ours(text, hide, "no model; is base_url right?")
+    return _wire(Model, body)
+
+
+def _json_object(text: str, hide: Callable[[str], str]) -> Dict[str, Any]:
+    try:
+        body = _parse_json(text)
+    except ValueError as error:
+        raise _not_ours(text.strip(), hide, str(error)) from None
+    if not isinstance(body, dict):
+        raise _not_ours(text, hide, "no JSON object; is base_url right?")
+    if body.get("error"):
+        raise _reported_error(body, hide)
+    return body
 
 
 class OpenAI(_BaseClient, _Closing):
     """The SDK's client for chat completions; it can be shared between threads.
 
-    api_key:         OPENAI_API_KEY if None; a function is asked at every attempt.  Servers that need none get none
-    base_url:        OPENAI_BASE_URL, else OpenAI's; a query, a trailing slash or the whole endpoint is understood
-    timeout:         seconds: a number, (connect, read), an object with these attributes, or None; `read` is the longest
-                     wait for the next event
-    deadline:        seconds that a whole call may take, retries and the reading of a stream included
+    api_key:         OPENAI_API_KEY if None; a function is asked at every attempt.  Servers that
+                     need none get none
+    base_url:        OPENAI_BASE_URL, else OpenAI's; a query, a trailing slash or the whole
+                     endpoint is understood
+    timeout:         seconds: a number, (connect, read), an object with these attributes, or None;
+                     `read` is the longest wait for the next event
+    deadline:        seconds that a whole call may take, retries and reading included
     max_retries:     attempts after the first, while nothing has been delivered
     default_headers, default_query: added to every request
     ssl_context:     an ssl.SSLContext, for client certificates or a CA of your own
@@ -2786,101 +4200,279 @@ class OpenAI(_BaseClient, _Closing):
     Raises OpenAIError for settings that cannot work.
     """
 
-    _parts = {"chat": Chat, "models": Models}
     chat: Chat
     models: Models
 
+    def _use(self, requester: _Requester) -> None:
+        self._requester = requester
+        self.chat = Chat(requester)
+        self.models = Models(requester)
+
     def close(self) -> None:
         """Close the connections that are kept for later."""
-        self._transport.close()
+        self._requester.transport.close()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Asynchronous clients: the same streams.  A thread opens each (urllib's way is synchronous), then the loop reads the
-# body as it comes; on loops that cannot watch a socket (Windows' proactor) a thread reads, too.
-# ----------------------------------------------------------------------------------------------------------------------
+class _AzureSettingError(OpenAIError, ValueError):
+    """A setting is missing: the SDK raises ValueError for it."""
 
-class _Workers:
-    """Daemon threads that are there while there is work.  None is started while some are busy: a thousand streams
-    opened at once would else fight each other, and the loop, for the interpreter.  Who waits for the network is not
-    busy.
+
+class _AzureRequester(_Requester):
+    """Azure's addresses hold the deployment, and its keys a header of their own."""
+
+    changeable = _Requester.changeable | {
+        "api_version", "azure_ad_token", "azure_ad_token_provider"}
+    api_version: str
+
+    def change(self, settings: Dict[str, Any]) -> None:
+        settings = dict(settings)
+        token = settings.pop("azure_ad_token", None)
+        token = settings.pop("azure_ad_token_provider", None) or token
+        if token:
+            settings.update(api_key=token, _key_header="Authorization")
+        elif "api_key" in settings:
+            settings["_key_header"] = "api-key"
+        super().change(settings)
+
+    def query(self, extra_query: Any) -> str:
+        query = {"api-version": self.api_version}
+        _merge_query(query, extra_query, "extra_query")
+        return super().query(query)
+
+    def url(self, path: str, body: Optional[Dict[str, Any]]) -> str:
+        base = self.base_url
+        if body is None:
+            # The list of models is no deployment's.
+            return re.sub("/deployments/[^/]*$", "", base) + path
+        if "/deployments" not in urllib.parse.urlsplit(base).path:
+            base += "/deployments/" + urllib.parse.quote(str(body["model"]), safe="")
+        return base + path
+
+    def _checked_key(self, key: Any) -> str:
+        if not isinstance(key, str) or not key:
+            raise _AzureSettingError("the function for the key or token must return a str that is "
+                                     "not empty, not %s" % type(key).__name__)
+        return super()._checked_key(key)
+
+    def _authorization(self, key: str) -> Tuple[str, str]:
+        if self._key_header == "api-key":
+            return "api-key", key
+        return super()._authorization(key)
+
+
+class _BaseAzure(_BaseClient):
+    """What both Azure clients are."""
+
+    api_version = _Setting()
+
+    def __init__(self, *positional: NoReturn, azure_endpoint: Optional[str] = None,
+                 azure_deployment: Optional[str] = None, api_version: Optional[str] = None,
+                 api_key: Any = None, azure_ad_token: Optional[str] = None,
+                 azure_ad_token_provider: Any = None, organization: Optional[str] = None,
+                 project: Optional[str] = None, base_url: Any = None, timeout: Any = NOT_GIVEN,
+                 max_retries: Any = None, default_headers: Optional[Mapping[str, Any]] = None,
+                 default_query: Optional[Mapping[str, Any]] = None, http_client: None = None,
+                 ssl_context: Any = None, handlers: Sequence[urllib.request.BaseHandler] = (),
+                 deadline: Optional[float] = None, **unknown: Any) -> None:
+        _refuse(type(self).__name__, positional, http_client, unknown)
+        environment = os.environ.get
+        self._use(_AzureRequester(_settings(
+            timeout, max_retries, default_headers, default_query, ssl_context, handlers, deadline,
+            organization=_given(organization, environment("OPENAI_ORG_ID")),
+            project=_given(project, environment("OPENAI_PROJECT_ID")),
+            api_version=_azure_version(_given(api_version, environment("OPENAI_API_VERSION"))),
+            base_url=_azure_url(_given(base_url, None), _given(azure_endpoint, None),
+                                _given(azure_deployment, None)),
+            **_azure_credential(_given(api_key, None), _given(azure_ad_token, None),
+                                _given(azure_ad_token_provider, None)))))
+
+
+def _azure_credential(api_key: Any, token: Any, provider: Any) -> Dict[str, Any]:
+    """The one credential there is: of the arguments, else of the environment."""
+    found = {"api_key": api_key, "azure_ad_token": token, "azure_ad_token_provider": provider}
+    found = {name: value for name, value in found.items() if value}
+    if len(found) > 1:
+        raise OpenAIError("pass only one of api_key, azure_ad_token and azure_ad_token_provider")
+    if found:
+        return found
+    for variable, name in (("AZURE_OPENAI_AD_TOKEN", "azure_ad_token"),
+                           ("AZURE_OPENAI_API_KEY", "api_key")):
+        if os.environ.get(variable):
+            return {name: os.environ[variable]}
+    raise OpenAIError("no credentials: pass api_key, azure_ad_token or azure_ad_token_provider, or "
+                      "set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN")
+
+
+def _azure_version(version: Optional[str]) -> str:
+    if version is None:
+        raise _AzureSettingError("no api_version: pass it, such as '2024-10-21', or set "
+                                 "OPENAI_API_VERSION")
+    return version
+
+
+def _azure_url(base_url: Any, endpoint: Optional[str], deployment: Optional[str]) -> str:
+    if base_url and endpoint:
+        raise _AzureSettingError("pass either base_url or azure_endpoint")
+    if base_url:
+        return str(base_url)
+    endpoint = endpoint or os.environ.get("AZURE_OPENAI_ENDPOINT")
+    if not endpoint:
+        raise _AzureSettingError("no azure_endpoint: pass it, such as "
+                                 "'https://NAME.openai.azure.com', or set AZURE_OPENAI_ENDPOINT")
+    url = endpoint.rstrip("/") + "/openai"
+    return url + "/deployments/" + urllib.parse.quote(deployment, safe="") if deployment else url
+
+
+class AzureOpenAI(_BaseAzure, OpenAI):
+    """The SDK's client for Azure's own addresses.
+
+    azure_endpoint:   https://NAME.openai.azure.com; AZURE_OPENAI_ENDPOINT if None
+    azure_deployment: the deployment for all calls; if None, `model` names it
+    api_version:      OPENAI_API_VERSION if None
+    api_key, azure_ad_token, azure_ad_token_provider: one of them, else AZURE_OPENAI_AD_TOKEN or
+                      AZURE_OPENAI_API_KEY; the provider is asked at every attempt
+
+    The other arguments are those of `OpenAI`, and so are the errors.
+    """
+
+
+# --------------------------------------------------------------------------------------------------
+# Asynchronous clients
+#
+# The same streams with asyncio.  A thread opens each, since urllib's way is synchronous; then the
+# loop reads the body as it comes, or a thread does on loops that cannot watch a socket (Windows'
+# proactor).  Nothing above knows asyncio.
+# --------------------------------------------------------------------------------------------------
+
+_Job = Callable[[Optional[BaseException]], None]
+
+
+class _Openers:
+    """Daemon threads that do the blocking work of asynchronous calls, one for each job.
+
+    No thread is started while so many are at work as `limit` says: a thousand streams opened at
+    once would fight each other, and the loop, for the interpreter.  Who waits for the network is
+    not at work, and goes on at once when it answers.
 
     asyncio's default executor is not used: streams that wait would starve whatever else needs it.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pid = os.getpid()
-        self._busy = 0
-        self._jobs: Deque[Callable[..., None]] = collections.deque()
+        self._at_work = 0
+        self._queue: Deque[_Job] = collections.deque()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
 
-    def run(self, job: Callable[..., None]) -> None:
+    def submit(self, job: _Job) -> None:
         """Call `job` in a thread, or with the error that prevents that."""
         if self._pid != os.getpid():
-            self.__init__(self._limit)  # type: ignore[misc]  # forked: the threads stayed with the parent
-        self._jobs.append(job)
+            self.__init__(self._limit)  # type: ignore[misc]  # Forked: the threads stayed behind.
+        with self._lock:
+            self._queue.append(job)
         self.count(0)
 
-    def count(self, busy: int) -> None:
-        """So many more workers are busy, or fewer: then another one may start."""
+    def withdraw(self, job: _Job) -> bool:
+        """Take a job back; return whether it had not begun."""
         with self._lock:
-            self._busy += busy
-            if not self._jobs or self._busy >= self._limit:
-                return
-            self._busy += 1
-            job = self._jobs.popleft()
+            try:
+                self._queue.remove(job)
+                return True
+            except ValueError:
+                return False
+
+    def count(self, more: int) -> None:
+        """So many more threads are at work, or fewer; start those that may be now."""
+        with self._lock:
+            self._at_work += more
+        while True:
+            with self._lock:
+                if not self._queue or self._at_work >= self._limit:
+                    return
+                self._at_work += 1
+                job = self._queue.popleft()
+            try:
+                threading.Thread(target=self._run, args=(job,), name="streamlite",
+                                 daemon=True).start()
+            except RuntimeError as error:
+                with self._lock:
+                    self._at_work -= 1
+                job(error)
+
+    def _run(self, job: _Job) -> None:
         try:
-            threading.Thread(target=job, name="streamlite", daemon=True).start()
-        except RuntimeError as error:
-            job(error)
+            job(None)
+        finally:
+            self.count(-1)
 
 
-_workers = _Workers(2)
+_openers = _Openers(2)
 
 
-async def _in_thread(call: _Call, function: Callable[..., Any], *args: Any) -> Any:
-    """Await a blocking function.  Cancelling ends it too, by cutting the call's connection."""
+class _Network:
+    """What the threads of an asynchronous call enter while they wait for the network."""
+
+    def __init__(self) -> None:
+        import asyncio
+        self._loop = asyncio.get_event_loop()
+
+    def __enter__(self) -> None:
+        if self._loop.is_closed():
+            raise OSError("the event loop was closed")
+        _openers.count(-1)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        _openers.count(1)
+
+
+async def _in_thread(call: _Call, function: Callable[..., _T], *args: Any) -> _T:
+    """Await a blocking function, whose time `call` keeps; cancelling ends that call, too."""
     import asyncio
     loop = asyncio.get_event_loop()
-    future = loop.create_future()
-    waiting = [False]
+    future: Any = loop.create_future()
 
-    def waits(begin: bool) -> None:
-        if begin != waiting[0]:
-            waiting[0] = begin
-            _workers.count(-1 if begin else 1)
-
-    def job(error: Optional[BaseException] = None) -> None:
-        result, failure = None, error
-        call.waits = waits
-        try:
-            if failure is None:
+    def job(error: Optional[BaseException]) -> None:
+        result: Any = None
+        if error is not None:
+            error = APIConnectionError(
+                message="no connection: no thread can be started to open it: %s" % error)
+        else:
+            try:
                 result = function(*args)
-        except BaseException as raised:  # for the one who waits
-            failure = raised
-        waits(True)  # for good
+            except BaseException as raised:  # For the one who waits.
+                error = raised
         try:
-            loop.call_soon_threadsafe(_settle, future, result, failure)
-        except RuntimeError:  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(_settle, future, result, error)
+        except RuntimeError:  # The loop was closed meanwhile.
             call.cancel()
 
-    _workers.run(job)
+    def expire() -> None:
+        if _openers.withdraw(job):
+            _settle(future, None, socket.timeout("timed out"))
+
+    timer = None
+    if call.remaining < 1e6:
+        timer = loop.call_later(call.remaining, expire)
+    _openers.submit(job)
     try:
-        return await future
-    except RuntimeError as error:
-        raise APIConnectionError(message="no thread can be started to open a stream: %s" % error) from error
-    except asyncio.CancelledError:
-        call.cancel()
+        return cast(_T, await future)
+    except BaseException:
+        if not future.done() or future.cancelled():
+            call.cancel()
+            _openers.withdraw(job)
         raise
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
-def _settle(future: Any, result: Any = None, failure: Optional[BaseException] = None) -> None:
-    if not future.done():
-        if failure is not None:
-            future.set_exception(failure)
-        else:
-            future.set_result(result)
+def _settle(future: Any, result: Any = None, error: Optional[BaseException] = None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class _AsyncClosing:
@@ -2893,25 +4485,33 @@ class _AsyncClosing:
         await self.close()  # type: ignore[attr-defined]
 
 
-class AsyncStream(_BaseStream, _AsyncClosing):
-    """`Stream` with `async for`, `async with` and `await`; cancelling the task that uses it ends the connection."""
+class AsyncStream(_BaseStream[_Item], _AsyncClosing):
+    """`Stream` with `async for`, `async with` and `await`.
 
-    _loop: Any = None
-    _waiter: Any = None
-    _watched = -1  # the descriptor that the loop watches
-    _task: Any = None
-    _done: Any = None
+    Cancelling the task that waits for it ends the connection.
+    """
 
-    def __aiter__(self) -> "AsyncStream":
+    _loop: Any = None    # While somebody waits: his loop,
+    _waiter: Any = None  # and the future that he waits for.
+
+    def __aiter__(self) -> "AsyncStream[_Item]":
         return self
 
+    def __iter__(self) -> NoReturn:
+        raise TypeError("this stream is asynchronous: write `async for`")
+
     async def __anext__(self) -> ChatCompletionChunk:
-        self._iterated = True
-        while not self._ready:
-            if self._over:
-                raise StopAsyncIteration
-            await self._run(self._attempt)
-        return self._take()
+        try:
+            chunk = await self._next()
+            if chunk is not None:
+                self._handed_out = True
+                return chunk
+        except _Busy:
+            raise
+        except BaseException:
+            self._interrupt()
+            raise
+        raise StopAsyncIteration
 
     async def text(self) -> AsyncIterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
@@ -2922,17 +4522,21 @@ class AsyncStream(_BaseStream, _AsyncClosing):
 
     async def collect(self) -> ChatCompletion:
         """As `Stream.collect`."""
-        if not self._iterated and not self._over:
-            await self._run(self._drain)
-        async for _ in self:
-            pass
+        try:
+            while await self._next() is not None:
+                pass
+        except _Busy:
+            raise
+        except BaseException:
+            self._interrupt()
+            raise
         return self.completion
 
     async def sse(self) -> AsyncIterator[bytes]:
         """As `Stream.sse`."""
         try:
             async for chunk in self:
-                yield encode_sse(chunk.to_json(indent=None))
+                yield encode_sse(_WireObject.to_json(chunk, indent=None))
             yield encode_sse("[DONE]")
         except APIError as error:
             yield _encode_error(error)
@@ -2940,218 +4544,331 @@ class AsyncStream(_BaseStream, _AsyncClosing):
             self._cut()
 
     async def close(self) -> None:
-        """End the connection at once."""
+        """End the connection at once; it may be called from any thread and loop."""
         self._cut()
 
     aclose = close
 
-    async def _run(self, attempt: Callable[[], Any]) -> None:
-        """What _Attempts.run does; and cancelling it cuts the connection."""
-        import asyncio
-        self._watch_task()
+    async def _next(self) -> Optional[ChatCompletionChunk]:
+        """As `Stream._next`."""
+        if not self._reading.acquire(False):
+            raise _Busy("another task reads this stream already")
         try:
             while True:
+                attempt = self._attempt
+                if attempt is None:
+                    if self._is_over():
+                        return None
+                    attempt = await self._open()
                 try:
-                    return cast(None, await attempt())
-                except APIError as error:
-                    await self._wait(time.monotonic() + self._attempts.delay(error))
-        except asyncio.CancelledError:
-            self._cut()
-            raise
+                    chunk = next(attempt.chunks)
+                    if chunk is not None:
+                        attempt.events += 1
+                        self._accumulator.add(chunk)
+                        if self._first_token_at is None:
+                            self._note_first(chunk)
+                        return chunk
+                    await self._fill(attempt.reply)
+                except StopIteration as end:
+                    self._finish(attempt, end.value)
+                except (APIError, OSError) as fault:
+                    await self._wait(self._retry(fault))
+        finally:
+            self._reading.release()
 
-    async def _attempt(self, read: bool = True) -> None:
+    async def _open(self) -> _Attempt:
+        while True:
+            key = self._exchange.key()
+            if hasattr(key, "__await__"):
+                key = await self._ask(key)
+            self._count_attempt()
+            connect = self._call.connect
+            self._call.start(connect)
+            try:
+                return self._begin(await _in_thread(self._call, self._send, key))
+            except APIError as error:
+                await self._wait(self._retry(error))
+            except socket.timeout:  # It waited for its turn.
+                await self._wait(self._retry(_timeout_error(
+                    self._call, "no connection within %g s" % connect)))
+
+    async def _ask(self, key: Awaitable[Any]) -> Any:
+        """Wait for the caller's coroutine, within the deadline; what it raises is left as it is."""
         import asyncio
+        asking = asyncio.ensure_future(key)
+        left = self._call.deadline - time.monotonic()
         try:
-            if self._http is None:
-                key = self._key()
-                if hasattr(key, "__await__"):
-                    left = self._call.deadline - time.monotonic()
-                    try:
-                        key = await asyncio.wait_for(key, None if left == math.inf else left)
-                    except asyncio.TimeoutError as error:
-                        raise APITimeoutError(message="the deadline passed while api_key was asked") from error
-                await _in_thread(self._call, self._connect, key)
-            if read:
-                self._start_wait()
-            while read and not self._settled():
-                data = self._receive(wait=False)
-                if data is None:
-                    await self._wait_for_data()
-                else:
-                    self._absorb(data)
-                    await asyncio.sleep(0)  # a server faster than we are must not keep the loop from other work
-        except APIError as error:
-            self._fail(error)
+            await asyncio.wait([asking], timeout=None if left == math.inf else max(0.0, left))
+            if asking.done():
+                return asking.result()
+        finally:
+            asking.cancel()
+        self._retry(_timeout_error(self._call, "", " while the API key was asked for"))
+
+    async def _start(self) -> None:
+        """As `Stream._start`."""
+        try:
+            with self._reading:
+                await self._open()
+        except BaseException:
+            self._interrupt()
             raise
 
-    async def _drain(self) -> None:
-        while not self._over:
-            await self._attempt()
-            while self._ready:
-                self._take(seen=False)
+    async def _read(self) -> str:
+        """As `Stream._read`."""
+        while True:
+            attempt = self._attempt or await self._open()
+            self._call.start(self._call.read)
+            try:
+                text = await _in_thread(self._call, attempt.reply.read, MAX_EVENT)
+                self._finish(attempt, None)
+                return text.decode("utf-8-sig", "replace")
+            except (APIError, OSError) as fault:
+                await self._wait(self._retry(fault))
 
-    async def _wait_for_data(self) -> None:
+    async def _fill(self, reply: _Reply) -> None:
+        """Receive, and let the loop go on with other work."""
+        import asyncio
+        if reply.fill(wait=False):
+            # A server faster than we are must not keep the loop from other work.
+            await asyncio.sleep(0)
+            return
         try:
-            await self._wait(self._call.until, cast(_HTTPResponse, self._http).reader.sock.fileno())
-        except NotImplementedError:  # Windows' proactor loop
+            await self._wait(self._call.remaining, reply.connection.sock.fileno())
+        except NotImplementedError:  # Windows' proactor loop.
+            await _in_thread(self._call, reply.fill)
 
-            def read() -> Optional[bytes]:
-                self._call.waits(True)  # from the start
-                return self._receive()
-
-            self._absorb(await _in_thread(self._call, read))
-
-    async def _wait(self, until: float, descriptor: int = -1) -> None:
-        """Until then, on the clock of time.monotonic(); or until `descriptor` has something to read; or `close`."""
-        if self._waiter is not None and not self._waiter.done():
-            raise RuntimeError("another task reads this stream already")
-        waiter = self._waiter = self._loop.create_future()
+    async def _wait(self, seconds: float, descriptor: int = -1) -> None:
+        """So long, or until `descriptor` has something to read, or the stream is closed."""
+        import asyncio
+        loop = asyncio.get_event_loop()
+        waiter = loop.create_future()
         timer = None
+        self._loop, self._waiter = loop, waiter
         try:
             if descriptor >= 0:
-                self._loop.add_reader(descriptor, _settle, waiter)
-                self._watched = descriptor
-            if until < math.inf:
-                timer = self._loop.call_later(max(0.0, until - time.monotonic()), _settle, waiter)
+                loop.add_reader(descriptor, _settle, waiter)
+            if self._call.cancelled:
+                return
+            if seconds < 1e6:
+                timer = loop.call_later(seconds, _settle, waiter)
             await waiter
         finally:
-            if not self._loop.is_closed():
-                self._unwatch()
-                waiter.cancel()
+            self._loop = self._waiter = None
+            if not loop.is_closed():
+                if descriptor >= 0:
+                    _stop_watching(loop, descriptor)
                 if timer is not None:
                     timer.cancel()
 
-    def _unwatch(self) -> None:
-        if self._watched >= 0:
-            self._loop.remove_reader(self._watched)
-            self._watched = -1
-
     def _cut(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._unwatch()
-            if self._waiter is not None:
-                _settle(self._waiter)
-        self._release_task()
+        """End the stream, from any thread; wake who waits for it."""
+        loop, waiter = self._loop, self._waiter
         super()._cut()
+        if waiter is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(_settle, waiter)
+            except RuntimeError:  # The loop was closed just now.
+                pass
 
-    def _finish(self, why: str) -> None:
-        self._release_task()
-        super()._finish(why)
 
-    def _watch_task(self) -> None:
-        """A task cancelled in the body of `async for` never comes back here, and its traceback keeps us alive."""
-        import asyncio
-        self._loop = asyncio.get_event_loop()
-        if sys.version_info >= (3, 7):
-            task = asyncio.current_task()
-        else:
-            task = asyncio.Task.current_task()
-        if task is not None and task is not self._task:
-            self._release_task()
-            this = weakref.ref(self)
+class _Busy(OpenAIError, RuntimeError):
+    """Another task reads the stream; nothing has happened to it."""
 
-            def done(task: Any) -> None:
-                stream = this()
-                if stream is not None and task.cancelled():
-                    stream._cut()
 
-            self._task, self._done = task, done
-            task.add_done_callback(done)
-
-    def _release_task(self) -> None:
-        if self._task is not None:
-            self._task.remove_done_callback(self._done)
-            self._task = None
+def _stop_watching(loop: Any, descriptor: int) -> None:
+    try:
+        loop.remove_reader(descriptor)
+    except NotImplementedError:
+        pass
 
 
 class AsyncCompletions(_Part):
     """`client.chat.completions`"""
 
-    @overload
-    async def create(self, *, messages: Iterable[Any], model: str, stream: "Literal[True]",
-                     **fields: Any) -> AsyncStream: ...
+    def __init__(self, requester: _Requester) -> None:
+        self._requester = requester
 
     @overload
-    async def create(self, *, messages: Iterable[Any], model: str, stream: "Optional[Literal[False]]" = None,
-                     **fields: Any) -> ChatCompletion: ...
+    async def create(
+            self, *, messages: "_Messages", model: str, stream: "Literal[True]",
+            temperature: "_Number" = ..., top_p: "_Number" = ..., max_tokens: "_Count" = ...,
+            n: "_Count" = ..., stop: "_Texts" = ..., tools: "_Tools" = ...,
+            tool_choice: "_Tool" = ..., response_format: "_Fields" = ...,
+            stream_options: "_Fields" = ..., timeout: Any = ...,
+            **fields: Any) -> AsyncStream[ChatCompletionChunk]: ...
 
-    async def create(self, *, messages: Iterable[Any], model: str, stream: Optional[bool] = None,
-                     extra_headers: Any = None, extra_query: Any = None, extra_body: Any = None,
-                     timeout: Any = NOT_GIVEN, **fields: Any) -> Union[AsyncStream, ChatCompletion]:
+    @overload
+    async def create(
+            self, *, messages: "_Messages", model: str,
+            stream: "Union[Literal[False], None, NotGiven]" = ...,
+            temperature: "_Number" = ..., top_p: "_Number" = ..., max_tokens: "_Count" = ...,
+            n: "_Count" = ..., stop: "_Texts" = ..., tools: "_Tools" = ...,
+            tool_choice: "_Tool" = ..., response_format: "_Fields" = ...,
+            stream_options: "_Fields" = ..., timeout: Any = ...,
+            **fields: Any) -> ChatCompletion: ...
+
+    @overload
+    async def create(
+            self, *, messages: "_Messages", model: str, stream: bool,
+            temperature: "_Number" = ..., top_p: "_Number" = ..., max_tokens: "_Count" = ...,
+            n: "_Count" = ..., stop: "_Texts" = ..., tools: "_Tools" = ...,
+            tool_choice: "_Tool" = ..., response_format: "_Fields" = ...,
+            stream_options: "_Fields" = ..., timeout: Any = ...,
+            **fields: Any) -> Union[AsyncStream[ChatCompletionChunk], ChatCompletion]: ...
+
+    async def create(
+            self, *, messages: Any, model: str, stream: Any = None, temperature: Any = NOT_GIVEN,
+            top_p: Any = NOT_GIVEN, max_tokens: Any = NOT_GIVEN, n: Any = NOT_GIVEN,
+            stop: Any = NOT_GIVEN, tools: Any = NOT_GIVEN, tool_choice: Any = NOT_GIVEN,
+            response_format: Any = NOT_GIVEN, stream_options: Any = NOT_GIVEN,
+            extra_headers: Any = None, extra_query: Any = None, extra_body: Any = None,
+            timeout: Any = NOT_GIVEN, **fields: Any) -> Any:
         """As `Completions.create`; with stream=True it returns an `AsyncStream`."""
+        fields.update(temperature=temperature, top_p=top_p, max_tokens=max_tokens, n=n, stop=stop,
+                      tools=tools, tool_choice=tool_choice, response_format=response_format,
+                      stream_options=stream_options)
         body = _completion_body(messages, model, stream, extra_body, fields)
-        result: AsyncStream = self._client._request(
-            AsyncStream, "/chat/completions", body, extra_headers, extra_query, timeout)
+        result: AsyncStream[ChatCompletionChunk] = AsyncStream(self._requester.exchange(
+            "POST", "/chat/completions", body, extra_headers=extra_headers,
+            extra_query=extra_query, timeout=timeout, network=_Network()))
         if not body.get("stream"):
             return await result.collect()
-        await result._run(lambda: result._attempt(read=False))
+        await result._start()
         return result
 
 
 class AsyncChat(_Part):
     """`client.chat`"""
 
-    _parts = {"completions": AsyncCompletions}
-    completions: AsyncCompletions
+    def __init__(self, requester: _Requester) -> None:
+        self.completions = AsyncCompletions(requester)
+
+
+class _AsyncModelPage:
+    """The list of models, to `await` or to iterate with `async for`."""
+
+    def __init__(self, ask: Callable[[], Awaitable[ModelPage]]) -> None:
+        self._ask = ask
+
+    def __await__(self) -> Generator[Any, None, ModelPage]:
+        return self._ask().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Model]:
+        for model in (await self._ask()).data:
+            yield model
 
 
 class AsyncModels(_Part):
     """`client.models`"""
 
-    async def list(self, *, extra_headers: Any = None, extra_query: Any = None, timeout: Any = NOT_GIVEN) -> ModelPage:
-        """What the server serves."""
-        stream = self._client._request(AsyncStream, "/models", None, extra_headers, extra_query, timeout)
-        await stream._run(stream._drain)
-        return _wire(ModelPage, stream._reader.found)
+    def __init__(self, requester: _Requester) -> None:
+        self._requester = requester
+
+    def list(self, **options: Any) -> _AsyncModelPage:
+        """What the server serves: `await` it, or iterate it with `async for`."""
+        async def ask() -> ModelPage:
+            stream: AsyncStream[Any] = AsyncStream(self._requester.exchange(
+                "GET", "/models", network=_Network(), **options))
+            return _model_page(await stream._read(), stream._exchange.secrets.hide)
+
+        return _AsyncModelPage(ask)
+
+    async def retrieve(self, model: str, **options: Any) -> Model:
+        """One of the models."""
+        stream: AsyncStream[Any] = AsyncStream(self._requester.exchange(
+            "GET", _model_path(model), network=_Network(), **options))
+        return _model(await stream._read(), stream._exchange.secrets.hide)
 
 
 class AsyncOpenAI(_BaseClient, _AsyncClosing):
     """`OpenAI` with `await`; `api_key` may be a coroutine function, too."""
 
-    _parts = {"chat": AsyncChat, "models": AsyncModels}
     chat: AsyncChat
     models: AsyncModels
 
+    def _use(self, requester: _Requester) -> None:
+        self._requester = requester
+        self.chat = AsyncChat(requester)
+        self.models = AsyncModels(requester)
+
     async def close(self) -> None:
         """Close the connections that are kept for later."""
-        self._transport.close()
+        self._requester.transport.close()
 
 
-Client, AsyncClient = OpenAI, AsyncOpenAI  # the SDK has both names
+class AsyncAzureOpenAI(_BaseAzure, AsyncOpenAI):
+    """`AzureOpenAI` with `await`; the token provider may be a coroutine function, too."""
 
 
-# ======================================================================================================================
-# The library ends here.  What follows runs only under `python -m streamlite`, or where a DemoServer is made.
-# ======================================================================================================================
+Client, AsyncClient = OpenAI, AsyncOpenAI  # The SDK has both names.
 
-# ----------------------------------------------------------------------------------------------------------------------
+
+_MOVED = {
+    "chat": "make a client: OpenAI(api_key=...).chat.completions.create(...)",
+    "completions": "make a client: OpenAI(api_key=...).chat.completions.create(...)",
+    "models": "make a client: OpenAI().models.list()",
+    "types": "import the names of openai.types.chat from here: "
+             "from %s import ChatCompletionMessageParam" % __name__,
+    "api_key": "pass it to a client: OpenAI(api_key=...)",
+    "base_url": "pass it to a client: OpenAI(base_url=...)",
+    "api_base": "pass it to a client: OpenAI(base_url=...)",
+    "error": "the errors are here: from %s import APIError" % __name__,
+    "pydantic_function_tool": "write the tool's JSON schema as a dict",
+    "DefaultHttpxClient": _NOT_OFFERED["http_client"],
+}
+
+
+def __getattr__(name: str) -> NoReturn:
+    """What the SDK's module has and this one has not (Python 3.7 and newer ask here)."""
+    raise AttributeError("module %r has no attribute %r: %s" % (
+        __name__, name, _MOVED.get(name, "only chat completions and models are offered here")))
+
+
+# ==================================================================================================
+# The library ends here.  What follows runs only under `python -m streamlite`, or where a DemoServer
+# is made.
+# ==================================================================================================
+
+# --------------------------------------------------------------------------------------------------
 # Demo server
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 class DemoServer(_Closing):
-    """A small OpenAI-compatible server on 127.0.0.1: to try this file without key and network, and to test programs.
+    """A small OpenAI-compatible server on 127.0.0.1, to try this file and to test programs.
 
         with DemoServer() as server:
             client = OpenAI(base_url=server.base_url, api_key="any")
 
-    It streams, or replies as a whole; calls the first of `tools`, counts words as tokens, obeys max_tokens, n and
-    stream_options.  Any model name is served, but some misbehave, to rehearse it: "demo-rate-limit" (429 to every other
-    request), "demo-error" (an error in the middle of the stream), "demo-lost" (the connection breaks there),
+    It streams, or replies as a whole; calls the first of `tools`, counts words as tokens, obeys
+    max_tokens, n and stream_options.  Any model name is served, but some misbehave, so that the
+    handling of errors can be rehearsed: "demo-rate-limit" (429 to every other request),
+    "demo-error" (an error in the middle of the stream), "demo-lost" (the connection breaks there),
     "no-such-model" (404).  The key "wrong" is refused (401).
 
     delay:  seconds between two words
+    told:   called with a line of text for each request
     active: replies under way
     """
 
     models = ("demo", "demo-rate-limit", "demo-error", "demo-lost")
 
-    def __init__(self, port: int = 0, delay: float = 0.03) -> None:
-        from socketserver import ThreadingTCPServer  # HTTPServer would look up the machine's name
+    def __init__(self, port: int = 0, delay: float = 0.03,
+                 told: Callable[[str], None] = lambda line: None) -> None:
+        from socketserver import ThreadingTCPServer  # HTTPServer would look up the machine's name.
+        connections: Set[Tuple[threading.Thread, socket.socket]] = set()
 
         class Server(ThreadingTCPServer):
-            allow_reuse_address = True
+            # On Windows this would let a second server take the port.
+            allow_reuse_address = os.name != "nt"
             daemon_threads = True
             request_queue_size = 128
+
+            def server_bind(self) -> None:
+                exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+                if exclusive is not None:
+                    self.socket.setsockopt(socket.SOL_SOCKET, exclusive, 1)
+                super().server_bind()
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
                 work = (threading.current_thread(), request)
@@ -3162,13 +4879,15 @@ class DemoServer(_Closing):
             def handle_error(self, request: Any, client_address: Any) -> None:
                 _log("debug", "demo server: %s", sys.exc_info()[1])
 
-        connections = self._connections = set()  # type: Set[Tuple[threading.Thread, socket.socket]]
         self.delay = delay
+        self.told = told
         self.replies: Set[Any] = set()
         self.limited = False
+        self._connections = connections
         self._server = Server(("127.0.0.1", port), _demo_handler(self))
         self.base_url = "http://127.0.0.1:%d/v1" % self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,),
+                                        daemon=True)
         self._thread.start()
 
     @property
@@ -3178,33 +4897,73 @@ class DemoServer(_Closing):
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        for thread, connection in list(self._connections):
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            thread.join(1.0)
+        left = list(self._connections)
+        for _, connection in left:
+            _shut(connection)
+            if os.name == "nt":
+                # There a shutdown wakes nobody, but the end of the handle does.
+                socket.socket(fileno=connection.detach()).close()
+        end = time.monotonic() + 1.0
+        for thread, _ in left:
+            thread.join(max(0.0, end - time.monotonic()))
+
+
+_DEMO_TEXT = (
+    "This is streamlite's demo server, not a language model. Server-sent events are lines of text "
+    "in one HTTP response that stays open: a server writes \"data: ...\" and a blank line for each "
+    "event, and a browser or a program reads it at once. Every word here came in an event of its "
+    "own, as the tokens of a model do. You wrote: ")
 
 
 def _demo_reply(request: Dict[str, Any]) -> Tuple[List[Dict[str, Any]], str]:
     """The deltas of an answer, and its finish_reason."""
     said = request["messages"][-1]
-    words = _text_parts(said.get("content"))[0]
+    words = _text_parts(said.get("content"))[0] or ""
     if request.get("tools") and said["role"] != "tool":
-        function = request["tools"][0]["function"]
-        names = (function.get("parameters") or {}).get("required") or ()
-        arguments = json.dumps({name: (re.findall(r"\w+", words) or [""])[-1] for name in names})
-        fragments = [{"name": function["name"], "arguments": ""}] + [
-            {"arguments": arguments[i:i + 8]} for i in range(0, len(arguments), 8)]
-        calls: List[Dict[str, Any]] = [{"index": 0, "function": fragment} for fragment in fragments]
-        calls[0].update(id="call_demo", type="function")
-        return [{"tool_calls": [call]} for call in calls], "tool_calls"
-    text = "The tool answered: " + words if said["role"] == "tool" else (
-        "This is streamlite's demo server, not a language model: it streams these words, each in a server-sent event "
-        "of its own, as a model's server would. You wrote: " + words)
-    tokens = re.findall(r"\s*\S+|\s+", text)
-    limit = int(request.get("max_completion_tokens") or request.get("max_tokens") or len(tokens))
-    return [{"content": token} for token in tokens[:limit]], "stop" if len(tokens) <= limit else "length"
+        return _demo_tool_call(request["tools"][0]["function"], words), "tool_calls"
+    if said["role"] == "tool":
+        text = "The tool answered: " + words
+    else:
+        last = words.split()
+        text = _DEMO_TEXT + ("... " if len(last) > 20 else "") + " ".join(last[-20:])
+    tokens = re.findall(r"\s*\S+", text)
+    limit = request.get("max_completion_tokens") or request.get("max_tokens") or len(tokens)
+    deltas = [{"content": token} for token in tokens[:int(limit)]]
+    return deltas, "stop" if len(tokens) <= int(limit) else "length"
+
+
+def _demo_tool_call(function: Dict[str, Any], words: str) -> List[Dict[str, Any]]:
+    """A call with the last word for each required argument, in fragments."""
+    names = (function.get("parameters") or {}).get("required") or ()
+    last = (re.findall(r"\w+", words) or [""])[-1]
+    arguments = json.dumps({name: last for name in names})
+    first = {"index": 0, "id": "call_demo", "type": "function",
+             "function": {"name": function["name"], "arguments": ""}}
+    fragments = [{"index": 0, "function": {"arguments": arguments[i:i + 8]}}
+                 for i in range(0, len(arguments), 8)]
+    return [{"tool_calls": [call]} for call in [first] + fragments]
+
+
+def _demo_chunks(request: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The chunks of an answer, usage included where it was asked for."""
+    deltas, reason = _demo_reply(request)
+    prompt = [_text_parts(said.get("content"))[0] or "" for said in request["messages"]]
+    usage = {"prompt_tokens": sum([len(text.split()) for text in prompt]),
+             "completion_tokens": len(deltas)}
+    usage["total_tokens"] = sum(usage.values())
+    base = {"id": "chatcmpl-demo", "object": "chat.completion.chunk", "created": int(time.time()),
+            "model": request["model"]}
+    if deltas:
+        deltas[0]["role"] = "assistant"
+    chunks = []
+    for delta in deltas + [{}]:
+        for index in range(int(request.get("n") or 1)):
+            chunks.append(dict(base, choices=[{
+                "index": index, "delta": dict(delta), "finish_reason": None if delta else reason}]))
+    options = request.get("stream_options") or {}
+    if options.get("include_usage") or not request.get("stream"):
+        chunks.append(dict(base, choices=[], usage=usage))
+    return chunks
 
 
 def _demo_handler(demo: DemoServer) -> Any:
@@ -3215,59 +4974,59 @@ def _demo_handler(demo: DemoServer) -> Any:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            if self.path != "/v1/models":
-                return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
-            self.reply(200, {"object": "list", "data": [
-                {"id": name, "object": "model", "created": 0, "owned_by": "streamlite"} for name in demo.models]})
+            path, _, name = self.path.partition("/models")
+            if path != "/v1" or name.strip("/") not in demo.models + ("",):
+                self.refuse(404, "There is nothing at %s." % self.path, "not_found")
+                return
+            models = [{"id": model, "object": "model", "created": 0, "owned_by": "streamlite"}
+                      for model in demo.models]
+            known = [model for model in models if model["id"] == name.strip("/")]
+            self.reply(200, known[0] if known else {"object": "list", "data": models})
 
         def do_POST(self) -> None:
             try:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])).decode())
-                model, _ = request["model"], int(request.get("n") or 1)
-                deltas, reason = _demo_reply(request)
-                if self.path.split("?")[0] != "/v1/chat/completions":
-                    return self.refuse(404, "There is nothing at %s." % self.path, "not_found")
+                length = int(self.headers["Content-Length"])
+                request = json.loads(self.rfile.read(length).decode())
+                model, chunks = request["model"], _demo_chunks(request)
             except (ValueError, LookupError, TypeError, AttributeError):
-                return self.refuse(400, "This is not a chat completion request.", "invalid_request_error")
-            demo.limited = model == "demo-rate-limit" and not demo.limited
-            if self.headers["Authorization"] == "Bearer wrong":
-                return self.refuse(401, "Incorrect API key provided.", "invalid_api_key")
-            if model == "no-such-model":
-                return self.refuse(404, "The model %s does not exist." % model, "model_not_found")
-            if demo.limited:
-                return self.refuse(429, "Rate limit reached; the next request will pass.", "rate_limit_exceeded")
+                self.refuse(400, "This is not a chat completion request.", "invalid_request_error")
+                return
+            is_limited = demo.limited = model == "demo-rate-limit" and not demo.limited
+            if self.path.split("?")[0] != "/v1/chat/completions":
+                self.refuse(404, "There is nothing at %s." % self.path, "not_found")
+            elif self.headers["Authorization"] == "Bearer wrong":
+                self.refuse(401, "Incorrect API key provided.", "invalid_api_key")
+            elif model == "no-such-model":
+                self.refuse(404, "The model %s does not exist." % model, "model_not_found")
+            elif is_limited:
+                self.refuse(429, "Rate limit reached; the next request will pass.",
+                            "rate_limit_exceeded")
+            else:
+                self.answer(request, chunks)
+
+        def answer(self, request: Dict[str, Any], chunks: List[Dict[str, Any]]) -> None:
             demo.replies.add(self)
             try:
-                self.answer(request, deltas, reason)
-            except OSError:
-                self.close_connection = True  # the client has gone: stop working for it
-            finally:
-                demo.replies.discard(self)
-
-        def answer(self, request: Dict[str, Any], deltas: List[Dict[str, Any]], reason: str) -> None:
-            base = {"id": "chatcmpl-demo", "created": int(time.time()), "model": request["model"]}
-            usage = {"prompt_tokens": sum(len(_text_parts(said.get("content"))[0].split())
-                                          for said in request["messages"]), "completion_tokens": len(deltas)}
-            usage["total_tokens"] = sum(usage.values())
-            indices = range(int(request.get("n") or 1))
-            if deltas:
-                deltas[0]["role"] = "assistant"
-            chunks = [dict(base, object="chat.completion.chunk", choices=[
-                {"index": i, "delta": dict(delta), "finish_reason": None if delta else reason}])
-                for delta in deltas + [{}] for i in indices]
-            if not request.get("stream"):
+                if request.get("stream"):
+                    self.stream(request["model"], chunks)
+                    return
                 whole = Accumulator()
                 for chunk in chunks:
                     whole.add(_wire(ChatCompletionChunk, chunk))
-                return self.reply(200, dict(whole.completion.to_dict(), usage=usage))
-            if (request.get("stream_options") or {}).get("include_usage"):
-                chunks.append(dict(base, object="chat.completion.chunk", choices=[], usage=usage))
+                self.reply(200, _plain(whole.completion))
+            except (OSError, ValueError):
+                self.close_connection = True  # The client has gone: stop working for it.
+            finally:
+                demo.replies.discard(self)
+
+        def stream(self, model: str, chunks: List[Dict[str, Any]]) -> None:
             self.head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
             for at, chunk in enumerate(chunks):
-                if at == len(chunks) // 2 and request["model"] == "demo-lost":
+                if at == len(chunks) // 2 and model == "demo-lost":
                     raise OSError("the connection breaks here")
-                if at == len(chunks) // 2 and request["model"] == "demo-error":
-                    self.event(json.dumps({"error": {"message": "The demo model fails here.", "type": "server_error"}}))
+                if at == len(chunks) // 2 and model == "demo-error":
+                    self.event(json.dumps({"error": {
+                        "message": "The demo model fails here.", "type": "server_error"}}))
                     break
                 self.event(json.dumps(chunk))
                 time.sleep(demo.delay)
@@ -3279,11 +5038,13 @@ def _demo_handler(demo: DemoServer) -> Any:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
 
         def refuse(self, status: int, message: str, code: str) -> None:
-            self.reply(status, {"error": {"message": message, "type": "demo_error", "param": None, "code": code}})
+            self.reply(status, {"error": {
+                "message": message, "type": "demo_error", "param": None, "code": code}})
 
         def reply(self, status: int, fields: Any) -> None:
             body = json.dumps(fields).encode()
-            self.head(status, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+            self.head(status, {"Content-Type": "application/json",
+                               "Content-Length": str(len(body))})
             self.wfile.write(body)
 
         def head(self, status: int, headers: Dict[str, str]) -> None:
@@ -3296,35 +5057,39 @@ def _demo_handler(demo: DemoServer) -> Any:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            _log("debug", "demo server: " + format, *args)
+            line = _excerpt(format % args)
+            _log("debug", "demo server: %s", line)
+            demo.told(line)
 
     return Handler
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-DEFAULT_MODEL = "gpt-4o-mini"  # for OpenAI's own address
-EX_TEMPFAIL = 75               # sysexits.h: trying again may help
+DEFAULT_MODEL = "gpt-4o-mini"  # For OpenAI's own address.
+DEMO_PORT = 8642               # Of --demo without a prompt, unless it is taken.
+EX_TEMPFAIL = 75               # sysexits.h: trying again may help.
 
 _HELP = '''\
 usage: python -m streamlite [options] [prompt ...]
 
-Streams a chat completion. Piped text goes before the prompt; - is that alone.
+Streams a chat completion. Piped text goes before the prompt.
 
   -m, --model NAME    else OPENAI_MODEL, else the only one the server has
   -s, --system TEXT   the system message
   -o KEY=VALUE        any field of the request; VALUE may be JSON, or @FILE
-  --chat              a conversation; /model /system /reset /exit, """ for lines
+  --chat              a conversation; exit leaves, /help lists its commands
   --json              each chunk as a line of JSON
   --no-stream         the whole reply at once
   --usage             tokens and timing, on stderr
   --models            list the server's models
-  --base-url URL      else OPENAI_BASE_URL; is sent no key but that of --key-env
+  --base-url URL      else OPENAI_BASE_URL; gets no key but that of --key-env
   --key-env NAME      the variable with the key, else OPENAI_API_KEY
+  -H NAME=ENVVAR      a header, its value from a variable
   --timeout S, --deadline S, --retries N, --cacert FILE
-  --demo              against a demo server in this process: no key, no network
+  --demo              a demo server: no key, no network; alone it serves
   -v, --verbose       retries, timing and log on stderr
   -h, --help, --version
 
@@ -3333,15 +5098,28 @@ Streams a chat completion. Piped text goes before the prompt; - is that alone.
   python -m streamlite --base-url http://localhost:11434/v1 --chat
 '''
 
+_CHAT_HELP = '/model NAME, /system TEXT, /reset, /exit; """ begins and ends several lines'
+
+
+def _is_closed_pipe(error: OSError) -> bool:
+    """Whether who read our output has gone; on Windows that is EINVAL."""
+    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
+
 
 class _Console:
-    """Standard output for the answer, standard error for all else; a terminal gets no control characters of others."""
+    """Standard output for the answer, standard error for all else.
+
+    A terminal gets no control characters that somebody else wrote.
+    """
 
     def __init__(self) -> None:
-        self.person = sys.stderr is not None and sys.stderr.isatty()  # who sees reasoning and the sign of waiting
-        color = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and os.name != "nt"
-        self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
-        self._unended: Any = None  # the stream whose last line has no end
+        if os.name == "nt" and not os.environ.get("PYTHONIOENCODING"):
+            _write_utf8()
+        # Who looks on sees reasoning, and a sign of waiting.
+        self._person = sys.stderr is not None and sys.stderr.isatty()
+        has_color = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._dim = ("\x1b[2m", "\x1b[0m") if has_color and os.name != "nt" else ("", "")
+        self._unended: Any = None  # The stream whose last line has no end.
         self._waiting = False
 
     def write(self, stream: Any, text: str, style: Tuple[str, str] = ("", "")) -> None:
@@ -3352,9 +5130,11 @@ class _Console:
         if self._unended not in (None, stream):
             self.end_line()
         if stream.isatty():
-            text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+            # Control characters, and those that turn the direction of writing.
+            text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(style[0] + _well_formed(text).encode(encoding, "replace").decode(encoding) + style[1])
+        text = _well_formed(text).encode(encoding, "replace").decode(encoding)
+        stream.write(style[0] + text + style[1])
         stream.flush()
         self._unended = None if text.endswith("\n") else stream
 
@@ -3366,7 +5146,7 @@ class _Console:
         self.write(sys.stderr, text + "\n")
 
     def reason(self, text: str) -> None:
-        self.write(sys.stderr if self.person else None, text, self._dim)
+        self.write(sys.stderr if self._person else None, text, self._dim)
 
     def end_line(self) -> None:
         stream, self._unended = self._unended, None
@@ -3374,22 +5154,90 @@ class _Console:
 
     def wait(self, begin: bool) -> None:
         """A small sign until the first token."""
-        if self.person and begin != self._waiting:
+        if self._person and begin != self._waiting:
             self._waiting = begin
             sys.stderr.write("..." if begin else "\r   \r")
             sys.stderr.flush()
 
 
-def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
+def _write_utf8() -> None:
+    """On Windows output that is no terminal has the code page's letters: write UTF-8."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.isatty() or not hasattr(stream, "buffer"):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+        else:  # Python 3.6.
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "replace"))
+
+
+def _decode_input(data: bytes, tell: Callable[[str], None]) -> str:
+    """Text that was piped in: UTF-8, or what a byte order mark says (PowerShell writes UTF-16)."""
+    encoding = "utf-8-sig"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+        if os.name == "nt":
+            encoding = os.device_encoding(2) or os.device_encoding(1) or "oem"
+        tell("(standard input is no UTF-8: it was read as %s)" % encoding)
+        text = data.decode(encoding, "replace")
+    return text.replace("\r\n", "\n")
+
+
+# -- arguments --
+
+class _Arguments:
+    """What the command line says; argparse fills it in."""
+
+    prompt: List[str]
+    model: Optional[str]
+    system: Optional[str]
+    options: List[str]
+    headers: List[str]
+    chat: bool
+    json: bool
+    no_stream: bool
+    usage: bool
+    models: bool
+    demo: bool
+    verbose: bool
+    help: bool
+    base_url: Optional[str]
+    key_env: Optional[str]
+    cacert: Optional[str]
+    timeout: Any
+    deadline: Optional[float]
+    retries: int
+    fields: Dict[str, Any]
+
+
+# Options that people try, and what to write instead.
+_OTHER_OPTIONS = {
+    "--api-key": "the key comes from the environment: set OPENAI_API_KEY, or name a variable with "
+                 "--key-env",
+    "--key": "the key comes from the environment: set OPENAI_API_KEY, or name a variable with "
+             "--key-env",
+    "--temperature": "write -o temperature=...", "--max-tokens": "write -o max_tokens=...",
+    "--top-p": "write -o top_p=...", "--seed": "write -o seed=...",
+}
+
+
+def _parse_arguments(argv: Optional[Sequence[str]]) -> _Arguments:
     import argparse
     parser = argparse.ArgumentParser(
-        prog="python -m streamlite", add_help=False, allow_abbrev=False, usage="%(prog)s [options] [prompt ...]")
+        prog="python -m streamlite", add_help=False, allow_abbrev=False,
+        usage="%(prog)s [options] [prompt ...]")
     parser.add_argument("prompt", nargs="*")
     parser.add_argument("-m", "--model", default=os.environ.get("OPENAI_MODEL"))
     parser.add_argument("-s", "--system")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="KEY=VALUE")
-    for names in (["--chat"], ["--json"], ["--no-stream"], ["--usage"], ["--models"], ["--demo"], ["-v", "--verbose"],
-                  ["-h", "--help"]):
+    parser.add_argument("-H", dest="headers", action="append", default=[], metavar="NAME=ENVVAR")
+    for names in (["--chat"], ["--json"], ["--no-stream"], ["--usage"], ["--models"], ["--demo"],
+                  ["-v", "--verbose"], ["-h", "--help"]):
         parser.add_argument(*names, action="store_true")
     for name in ("--base-url", "--key-env", "--cacert"):
         parser.add_argument(name)
@@ -3397,99 +5245,222 @@ def _parse_arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--retries", type=int, default=DEFAULT_MAX_RETRIES)
     parser.add_argument("--version", action="version", version="streamlite " + __version__)
-    args, more = parser.parse_known_args(argv)
-    unknown = [word.split("=")[0] for word in more if word.startswith("-") and word != "-"]
-    if unknown:  # without their values: it might be a key
-        names = [word for word in unknown if re.match("-[A-Za-z-]+$", word)]
-        parser.error("unrecognized: %s; see --help" % " ".join(names))
-    args.prompt += more  # words behind an option
+    words = [_as_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]
+    args, more = parser.parse_known_args(words, _Arguments())
+    for word in more:
+        if word.startswith("-") and word != "-":
+            # Without its value, which might be a key.
+            name = word.split("=")[0]
+            shown = name if re.match("-[A-Za-z-]+$", name) else "an option"
+            parser.error("unrecognized: %s; %s" % (shown, _OTHER_OPTIONS.get(name, "see --help")))
+    args.prompt += more  # Words behind an option.
+    _check_arguments(args, parser.error)
+    return args
+
+
+def _as_utf8(word: str) -> str:
+    """An argument in a C locale on Python 3.6, where letters outside ASCII come as bytes."""
+    if re.search("[\udc80-\udcff]", word):
+        return os.fsencode(word).decode("utf-8", "replace")
+    return word
+
+
+def _check_arguments(args: _Arguments, refuse: Callable[[str], Any]) -> None:
+    """Read the values of -o, and refuse what makes no sense."""
     args.fields = {}
     for option in args.options:
         name, equals, value = option.partition("=")
         if not equals or not name:
-            parser.error("-o takes KEY=VALUE, not %r" % option)
+            refuse("-o takes KEY=VALUE, not %r" % option)
         try:
             if value.startswith("@"):
                 with io.open(value[1:], encoding="utf-8-sig") as file:
                     value = file.read()
-        except (OSError, UnicodeError) as error:
-            parser.error("-o %s: %s" % (option, error))
-        try:
             args.fields[name] = json.loads(value)
-        except ValueError:
-            args.fields[name] = value  # a plain text
+        except (OSError, UnicodeError) as error:
+            refuse("-o %s: %s" % (option, error))
         except RecursionError:
-            parser.error("-o %s: the value is nested too deeply" % name)
+            refuse("-o %s: the value is nested too deeply" % name)
+        except ValueError as error:
+            if value.lstrip().startswith(("{", "[")):
+                refuse("-o %s: this is no JSON: %s" % (name, error))
+            args.fields[name] = value  # A plain text.
     if args.key_env and args.key_env not in os.environ:
-        named = re.match("[A-Z][A-Z0-9_]*$", args.key_env)  # else it may be the key itself
-        parser.error("--key-env: there is no environment variable %s" % (args.key_env if named else "of this name"))
-    return args
+        is_name = re.match("[A-Z][A-Z0-9_]*$", args.key_env)  # Else it may be the key itself.
+        refuse("--key-env: there is no environment variable %s" % (
+            args.key_env if is_name else "of this name"))
+    for header in args.headers:
+        name, _, variable = header.partition("=")
+        if variable not in os.environ:
+            is_name = re.match("[A-Z][A-Z0-9_]*$", variable)
+            refuse("-H takes NAME=ENVVAR, a header and the variable that holds its value: there is "
+                   "no variable %s" % (variable if is_name else "of this name"))
+    for option, number, least in (("--timeout", args.timeout, 0.0),
+                                  ("--deadline", args.deadline, 0.0),
+                                  ("--retries", args.retries, -1)):
+        if isinstance(number, (int, float)) and not number > least:
+            refuse("%s must be greater than %g, not %g" % (option, max(least, 0), number)
+                   if least == 0 else "%s must not be negative" % option)
+    if args.demo and args.base_url:
+        refuse("--demo has a server of its own: leave --base-url out")
+    if "messages" in args.fields and (args.prompt or args.chat or args.system):
+        refuse("-o messages= is the whole conversation: leave the prompt, --system and --chat out")
 
+
+# -- what is done --
 
 class _Command:
     """One run of `python -m streamlite`; what returns an int returns the exit code."""
 
-    def __init__(self, args: Any, console: _Console, client: OpenAI) -> None:
+    def __init__(self, args: _Arguments, console: _Console) -> None:
         self.args = args
         self.console = console
-        self.client = client
+        self.client: Any = None
         self.completion: Optional[ChatCompletion] = None
 
     def run(self) -> int:
-        if self.args.models:
-            self.console.answer("".join(model.id + "\n" for model in self.client.models.list()))
+        args = self.args
+        has_input = sys.stdin is not None and not sys.stdin.isatty()
+        has_task = args.prompt or args.models or args.chat or "messages" in args.fields
+        if args.help:
+            self.console.answer(_HELP)
             return 0
-        if self.args.chat:
-            return self.chat()
-        words = " ".join(word for word in self.args.prompt if word != "-")
-        prompt = "\n\n".join(filter(None, [self.read_stdin().rstrip("\n"), words]))
+        if not has_task and not has_input:
+            if args.demo and sys.stdin is not None:
+                return self.serve()
+            self.console.write(sys.stderr, _HELP)
+            return 2
+        if args.verbose:
+            self.show_log()
+        demo = DemoServer() if args.demo else None
+        try:
+            self.client = self.make_client(demo)
+            with self.client:
+                return self.work()
+        except (OpenAIError, TypeError) as error:
+            return self.fail(error)
+        finally:
+            if demo:
+                demo.close()
+
+    def serve(self) -> int:
+        """Run a demo server until Ctrl-C, for other programs to be pointed at."""
+        console = self.console
+        try:
+            demo = DemoServer(DEMO_PORT, told=console.tell)
+        except OSError:
+            demo = DemoServer(told=console.tell)
+        with demo:
+            console.tell("A demo server listens; any key will do. In another terminal:\n")
+            console.answer("export OPENAI_BASE_URL=%s OPENAI_API_KEY=demo\n" % demo.base_url)
+            console.tell("\nor in PowerShell\n"
+                         "$env:OPENAI_BASE_URL='%s'; $env:OPENAI_API_KEY='demo'\n"
+                         "or in cmd\n"
+                         "set OPENAI_BASE_URL=%s& set OPENAI_API_KEY=demo\n\n"
+                         "Its models: %s. Ctrl-C ends it.\n"
+                         % (demo.base_url, demo.base_url, ", ".join(demo.models)))
+            while True:
+                time.sleep(0.25)
+
+    def show_log(self) -> None:
+        import logging
+        handler = logging.StreamHandler()
+        handler.emit = (  # type: ignore[method-assign]
+            lambda record: self.console.tell(handler.format(record)))
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s",
+                            handlers=[handler])
+
+    def make_client(self, demo: Optional[DemoServer]) -> OpenAI:
+        args = self.args
+        if args.cacert:
+            os.environ["SSL_CERT_FILE"] = args.cacert
+        settings: Dict[str, Any] = {"timeout": args.timeout, "deadline": args.deadline,
+                                    "max_retries": args.retries}
+        headers = [header.partition("=") for header in args.headers]
+        settings["default_headers"] = {name: os.environ[value] for name, _, value in headers}
+        if demo:
+            args.base_url, args.model = demo.base_url, args.model or "demo"
+        if args.base_url:
+            # An address of the command line gets no credentials of the environment.
+            settings.update(base_url=args.base_url, api_key="", organization="", project="")
+        if args.key_env:
+            settings["api_key"] = os.environ[args.key_env]
+        return OpenAI(**settings)
+
+    def work(self) -> int:
+        args = self.args
+        if args.models:
+            for model in self.client.models.list():
+                line = _WireObject.to_json(model, indent=None) if args.json else model.id
+                self.console.answer(line + "\n")
+            return 0
+        if args.chat:
+            return _Conversation(self).run()
+        if "messages" in args.fields:
+            return self.ask([])
+        words = " ".join([word for word in args.prompt if word != "-"])
+        prompt = "\n\n".join(filter(None, [self.read_input().rstrip("\n"), words]))
         if not prompt:
             self.console.write(sys.stderr, _HELP)
             return 2
         return self.ask([{"role": "user", "content": prompt}])
 
-    def read_stdin(self) -> str:
+    def read_input(self) -> str:
         """What is piped in; a slow pipe is waited for, with a word."""
         if sys.stdin is None or sys.stdin.isatty() and "-" not in self.args.prompt:
             return ""
-        timer = threading.Timer(3.0, self.console.tell, ["waiting for the end of standard input (< /dev/null if none)"])
-        timer.daemon = True
-        timer.start()
-        try:
-            return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
-        finally:
-            timer.cancel()
+        pieces: List[bytes] = []
+        # In a thread: on Windows Ctrl-C does not reach who reads from a pipe.
+        reader = threading.Thread(
+            target=lambda: pieces.append(sys.stdin.buffer.read()), daemon=True)
+        reader.start()
+        began, is_told = time.monotonic(), False
+        while reader.is_alive():
+            reader.join(0.25)
+            if not is_told and time.monotonic() - began > 3.0:
+                is_told = True
+                self.console.tell(
+                    "waiting for the end of standard input (without any: < %s%s)" % (
+                        os.devnull, ", in Git Bash winpty" if os.name == "nt" else ""))
+        return _decode_input(b"".join(pieces), self.console.tell)
 
     def find_model(self) -> str:
         if self.client.base_url == DEFAULT_BASE_URL:
             return DEFAULT_MODEL
-        names = [model.id for model in self.client.models.list()]
+        try:
+            names: List[str] = [model.id for model in self.client.models.list()]
+        except (NotFoundError, APIResponseValidationError):
+            raise OpenAIError("name a model with -m: the server does not list its models") from None
         if len(names) != 1:
-            raise OpenAIError("name a model with -m; the server has: " + (", ".join(names) or "none"))
+            raise OpenAIError("name a model with -m; the server has: %s"
+                              % (", ".join(names) or "none"))
         return names[0]
 
     def ask(self, messages: List[Any]) -> int:
         """Stream the answer to `messages` onto the screen and into `completion`."""
+        args = self.args
         self.completion = None
-        if self.args.system:
-            messages = [{"role": "system", "content": self.args.system}] + messages
-        fields = {"messages": messages, "stream": not self.args.no_stream}
-        if self.args.usage and not self.args.no_stream:
+        if args.system:
+            messages = [{"role": "system", "content": args.system}] + messages
+        fields = {"messages": messages, "stream": not args.no_stream}
+        if args.usage and not args.no_stream:
             fields["stream_options"] = {"include_usage": True}
-        fields.update(self.args.fields)
+        fields.update(args.fields)
         try:
             self.console.wait(True)
-            self.args.model = self.args.model or self.find_model()
-            fields.setdefault("model", self.args.model)
+            args.model = args.model or str(args.fields.get("model") or "") or self.find_model()
+            fields.setdefault("model", args.model)
             try:
                 self.answer(fields)
             except (BadRequestError, UnprocessableEntityError) as error:
-                if "stream_options" not in str(error) or "stream_options" in self.args.fields:
-                    raise  # else a server that does not know the field
-                self.answer({name: value for name, value in fields.items() if name != "stream_options"})
+                if "stream_options" not in str(error) or "stream_options" in args.fields:
+                    raise
+                # A server that does not know the field.
+                del fields["stream_options"]
+                self.answer(fields)
             return 0
-        except OpenAIError as error:
-            self.completion = error.partial
+        except (OpenAIError, TypeError) as error:
+            self.completion = getattr(error, "partial", None)
             return self.fail(error)
         finally:
             self.console.wait(False)
@@ -3497,163 +5468,201 @@ class _Command:
 
     def answer(self, fields: Dict[str, Any]) -> None:
         body = _completion_body(fields["messages"], fields["model"], fields["stream"], None, fields)
-        with self.client._request(Stream, "/chat/completions", body) as stream:
+        stream: Stream[ChatCompletionChunk] = Stream(
+            self.client._requester.exchange("POST", "/chat/completions", body))
+        with stream:
             try:
                 if self.args.json and self.args.no_stream:
-                    self.console.answer(stream.collect().to_json(indent=None) + "\n")
+                    whole = stream.collect()
+                    self.console.answer(_WireObject.to_json(whole, indent=None) + "\n")
                 for chunk in stream:
-                    if self.args.json:
-                        self.console.answer(chunk.to_json(indent=None) + "\n")
-                        continue
-                    for choice in chunk.choices[:1]:
-                        self.console.reason(_reasoning_text(choice.delta))
-                    self.console.answer(_chunk_text(chunk))
+                    self.show(chunk)
             finally:
                 self.completion = stream.completion
             self.finish(stream, stream.completion)
 
-    def finish(self, stream: Stream, completion: ChatCompletion) -> None:
-        for choice in completion.choices[:1]:
-            for call in choice.message.tool_calls or () if not self.args.json else ():
-                self.console.end_line()
-                self.console.answer(call.to_json(indent=None) + "\n")
-            if choice.finish_reason in ("length", "content_filter"):
-                self.console.tell("(cut short by the %s)" % (
-                    "token limit" if choice.finish_reason == "length" else "content filter"))
-        if self.args.usage or self.args.verbose:
-            usage, first = completion.usage, stream.time_to_first_token or 0.0
-            text = "first token after %.2f s, all after %.2f s" % (first, stream.elapsed)
-            if usage and usage.completion_tokens:
-                rate = usage.completion_tokens / max(stream.elapsed - first, 1e-6)
-                text = "%s + %s tokens; %s, %.1f tokens/s" % (usage.prompt_tokens, usage.completion_tokens, text, rate)
-            self.console.tell(text if usage else "no usage was sent; " + text)
+    def show(self, chunk: ChatCompletionChunk) -> None:
+        if self.args.json:
+            self.console.answer(_WireObject.to_json(chunk, indent=None) + "\n")
+            return
+        for choice in chunk.choices[:1]:
+            self.console.reason(_reasoning_text(choice.delta))
+        self.console.answer(_chunk_text(chunk))
 
-    def fail(self, error: OpenAIError) -> int:
+    def finish(self, stream: Any, completion: ChatCompletion) -> None:
+        for choice in completion.choices[:1]:
+            calls = () if self.args.json else choice.message.tool_calls or ()
+            for call in calls:
+                self.console.end_line()
+                self.console.answer(_WireObject.to_json(call, indent=None) + "\n")
+            if choice.finish_reason == "length":
+                self.console.tell("(cut short by the token limit)")
+            elif choice.finish_reason == "content_filter":
+                self.console.tell("(cut short by the content filter)")
+        if self.args.usage or self.args.verbose:
+            self.console.tell(self.measures(stream, completion.usage))
+
+    def measures(self, stream: Any, usage: Any) -> str:
+        first = stream.time_to_first_token or 0.0
+        text = "first token after %.2f s, all after %.2f s" % (first, stream.elapsed)
+        if self.args.no_stream:
+            text = "after %.2f s" % stream.elapsed
+        if usage is None:
+            return "no usage was sent; " + text
+        tokens = usage.completion_tokens
+        streamed = stream.elapsed - first
+        # A rate of one token, or of a tick of the clock, means nothing.
+        if isinstance(tokens, int) and tokens > 1 and streamed > 0.1 and not self.args.no_stream:
+            text += ", %.1f tokens/s" % (tokens / streamed)
+        return "%s + %s tokens; %s" % (usage.prompt_tokens, tokens, text)
+
+    def fail(self, error: Exception) -> int:
         """One line that says what to do."""
-        text = " ".join(str(error).split())
+        text = self.in_our_words(error)
         request_id = getattr(error, "request_id", None)
         if request_id:
-            text += " [request id %s]" % request_id
-        if error.retry_after:
-            text += "; try again in %d s" % math.ceil(error.retry_after)
-        if isinstance(error, NotFoundError):
-            try:
-                models = self.client.with_options(max_retries=0, timeout=PATIENCE).models.list()
-                text += "; the server has: " + ", ".join(model.id for model in models.data[:20])
-            except OpenAIError:
-                pass
+            text += " [request id %s]" % _excerpt(request_id)
+        retry_after = getattr(error, "retry_after", None)
+        if retry_after:
+            text += "; try again in %d s" % math.ceil(min(retry_after, 1e9))
         try:
             if self.args.json:
                 kind = getattr(error, "type", None) or type(error).__name__
                 self.console.answer(_dump_json({"error": {
                     "message": text, "type": kind, "code": getattr(error, "code", None)}}) + "\n")
             self.console.tell("streamlite: " + text)
-        except BrokenPipeError:
-            pass  # it failed all the same
+        except OSError as failed:
+            if not _is_closed_pipe(failed):
+                raise  # Else it failed all the same.
+        if isinstance(error, TypeError):
+            return 2
         return EX_TEMPFAIL if _is_transient(error) else 1
 
-    def chat(self) -> int:
+    def in_our_words(self, error: Exception) -> str:
+        """An error's message, with remedies that the command has."""
+        text = " ".join(str(error).split())
+        if text.startswith("no API key"):
+            return ("no API key: set OPENAI_API_KEY, or give the --base-url of a local server, or "
+                    "try --demo")
+        address = "--base-url" if self.args.base_url else "OPENAI_BASE_URL"
+        for words, ours in (("pass default_headers={'Authorization': ...}", "use -H"),
+                            ("set SSL_CERT_FILE to that CA's certificate",
+                             "name that CA's certificate with --cacert"),
+                            ("base_url", address)):
+            text = text.replace(words, ours)
+        if isinstance(error, AuthenticationError) and self.args.base_url:
+            if not (self.args.key_env or self.args.headers):
+                text += "; no key was sent: --base-url gets that of --key-env NAME alone"
+        if isinstance(error, NotFoundError):
+            text += self.known_models()
+        return text
+
+    def known_models(self) -> str:
         try:
-            import readline  # noqa: F401  # line editing and history
-        except ImportError:
-            pass
-        history: List[Any] = []
-        first: Optional[str] = " ".join(self.args.prompt)
+            models = self.client.with_options(max_retries=0, timeout=PATIENCE).models.list()
+            return "; the server has: " + ", ".join([model.id for model in models.data[:20]])
+        except OpenAIError:
+            return ""
+
+
+class _Conversation:
+    """`--chat`"""
+
+    def __init__(self, command: _Command) -> None:
+        self._command = command
+        self._args = command.args
+        self._tell = command.console.tell
+        self._history: List[Any] = []
+        self._is_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    def run(self) -> int:
+        if self._is_terminal:
+            _prepare_readline()
+            self._args.model = self._args.model or self._command.find_model()
+            self._tell("%s answers; exit or Ctrl-D leaves, /help lists the commands"
+                       % self._args.model)
+        first: Optional[str] = " ".join(self._args.prompt)
         code, stopped = 0, False
         while True:
             try:
                 line, first = first or self.read_message(), None
                 stopped = False
-                if line is None or line.split(" ")[0] in ("/exit", "/quit", "/bye"):
+                if line is None or line.strip() in ("exit", "quit", "/exit", "/quit", "/bye"):
                     return code
                 if line.startswith("/") and "\n" not in line:
-                    history = self.obey(history, *line[1:].partition(" ")[::2])
+                    self.obey(*line[1:].partition(" ")[::2])
                 elif line.strip():
-                    history.append({"role": "user", "content": line})
-                    code = self.ask(history)
-                    self.remember(history)
+                    self._history.append({"role": "user", "content": line})
+                    code = self._command.ask(self._history)
+                    self.remember()
             except KeyboardInterrupt:
-                self.console.tell("")
-                if history and history[-1]["role"] == "user":
-                    self.remember(history)  # it was the answer that was stopped
+                self._tell("")
+                if self._history and self._history[-1]["role"] == "user":
+                    self.remember()  # It was the answer that was stopped.
                 elif stopped:
                     return 130
                 else:
                     stopped = True
 
-    def obey(self, history: List[Any], command: str, value: str) -> List[Any]:
+    def obey(self, command: str, value: str) -> None:
+        value = value.strip()
         if command == "reset":
-            return []
-        if command in ("model", "system"):
-            setattr(self.args, command, value.strip() or None)
+            self._history = []
+            self._tell("(the conversation was forgotten)")
+        elif command == "model":
+            self._args.model = value or self._args.model
+            self._tell("(model: %s)" % (self._args.model or "the server's"))
+        elif command == "system":
+            self._args.system = value or self._args.system
+            self._tell("(system message: %s)" % (self._args.system or "none"))
         else:
-            self.console.tell('/model NAME, /system TEXT, /reset, /exit; """ begins and ends several lines')
-        return history
+            self._tell(_CHAT_HELP)
 
-    def remember(self, history: List[Any]) -> None:
+    def remember(self) -> None:
         """Keep what was answered; forget a question that was not."""
-        message = self.completion.choices[0].message if self.completion and self.completion.choices else None
-        if message and (message.content or message.tool_calls):
-            history.append(message.to_dict(exclude_none=True))
+        completion = self._command.completion
+        message = completion.choices[0].message if completion and completion.choices else None
+        if message is not None and (message.content or message.tool_calls):
+            self._history.append(_plain(message, exclude_none=True))
         else:
-            history.pop()
+            self._history.pop()
 
     def read_message(self) -> Optional[str]:
         """A line, or several between triple quotes; None at the end of the input."""
-        prompt = "> " if sys.stdin.isatty() else ""
         try:
-            line = input(prompt)
+            line = self.read_line("> ")
             if line.strip().startswith('"""'):
                 line = line.strip()[3:]
                 while not line.rstrip().endswith('"""'):
-                    line += "\n" + input(prompt and ". ")
+                    line += "\n" + self.read_line(". ")
                 line = line.rstrip()[:-3].strip("\n")
             return line
-        except UnicodeDecodeError:
-            self.console.tell("streamlite: standard input is not %s text" % sys.stdin.encoding)
-            return None
         except EOFError:
-            if prompt:
-                self.console.tell("")
+            if self._is_terminal:
+                self._tell("")
             return None
 
+    def read_line(self, prompt: str) -> str:
+        if self._is_terminal:
+            return input(prompt)
+        if sys.stdin is None:
+            raise EOFError
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        return _decode_input(line, self._tell).rstrip("\n")
 
-def _run(args: Any, console: _Console) -> int:
-    if args.help:
-        console.answer(_HELP)
-        return 0
-    if not (args.prompt or args.models or args.chat) and (sys.stdin is None or sys.stdin.isatty()):
-        console.write(sys.stderr, _HELP)
-        return 2
-    if args.verbose:
-        import logging
-        handler = logging.StreamHandler()
-        handler.emit = lambda record: console.tell(handler.format(record))  # type: ignore[method-assign]
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", handlers=[handler])
-    if args.cacert:
-        os.environ["SSL_CERT_FILE"] = args.cacert
-    settings: Dict[str, Any] = {"timeout": args.timeout, "deadline": args.deadline, "max_retries": args.retries}
-    demo = DemoServer() if args.demo else None
-    if args.demo:
-        args.base_url, args.model = demo and demo.base_url, args.model or "demo"
-    if args.base_url:  # an address of the command line gets no credentials of the environment
-        settings.update(base_url=args.base_url, api_key="", organization="", project="")
-    if args.key_env:
-        settings["api_key"] = os.environ[args.key_env]
+
+def _prepare_readline() -> None:
+    """Line editing and history; and a paste of several lines is one message.
+
+    Python 3.10 and newer switch readline's bracketed paste off.
+    """
     try:
-        with OpenAI(**settings) as client:
-            command = _Command(args, console, client)
-            try:
-                return command.run()
-            except OpenAIError as error:
-                return command.fail(error)
-    except (OpenAIError, TypeError) as error:
-        keyless = args.base_url and not args.key_env and "API key" in str(error)
-        console.tell("streamlite: %s%s" % (error, "; with --base-url, name it with --key-env" if keyless else ""))
-        return 1 if isinstance(error, OpenAIError) else 2
-    finally:
-        if demo:
-            demo.close()
+        import readline
+        readline.parse_and_bind("set enable-bracketed-paste on")
+    except ImportError:
+        pass
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -3662,7 +5671,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     code = 0
     try:
         try:
-            code = _run(_parse_arguments(argv), console)
+            code = _Command(_parse_arguments(argv), console).run()
         except KeyboardInterrupt:
             code = 130
             console.end_line()
@@ -3670,32 +5679,36 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             if stream is not None:
                 stream.flush()
     except OSError as error:
-        # Who read from a pipe has seen enough: that is no failure, nor does it hide one.  A full disk is.
-        if not isinstance(error, BrokenPipeError) and os.name != "nt":
+        # Who read from a pipe has seen enough: that is no failure, nor does it hide one.
+        if not _is_closed_pipe(error):
             code = code or 1
             console.tell("streamlite: the output cannot be written: %s" % error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Licence
+#
 # MIT License
 #
 # Copyright (c) 2026 the streamlite authors
 #
-# Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-# documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-# rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-# persons to whom the Software is furnished to do so, subject to the following conditions:
+# Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+# associated documentation files (the "Software"), to deal in the Software without restriction,
+# including without limitation the rights to use, copy, modify, merge, publish, distribute,
+# sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+# furnished to do so, subject to the following conditions:
 #
-# The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-# Software.
+# The above copyright notice and this permission notice shall be included in all copies or
+# substantial portions of the Software.
 #
-# THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-# WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-# COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-# OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-# ----------------------------------------------------------------------------------------------------------------------
+# THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+# NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+# NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+# DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
+# OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+# --------------------------------------------------------------------------------------------------
 
 if __name__ == "__main__":
     sys.exit(main())
