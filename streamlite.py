@@ -876,6 +876,9 @@ class ServerSentEvent(NamedTuple):
     retry: Optional[int] = None
 
 
+_new_event = tuple.__new__  # Twice as fast as the named tuple's own.
+
+
 class SSEDecoder:
     """Interprets an event stream, whatever pieces its bytes come in, in linear time.
 
@@ -959,8 +962,8 @@ class SSEDecoder:
                     self._too_large = True
                     return
                 if self._data:
-                    events.append(ServerSentEvent(self._event or "message", "\n".join(self._data),
-                                                  self._id, self._retry))
+                    events.append(_new_event(ServerSentEvent, (
+                        self._event or "message", "\n".join(self._data), self._id, self._retry)))
                     self._data, self._data_size, known = [], 0, 0
                 self._event, self._retry = "", None
         # Each line is an object of its own, and costs memory even if it is empty.
@@ -1038,11 +1041,12 @@ def _well_formed(text: str) -> str:
 # whether they were a whole reply.  No I/O.
 # --------------------------------------------------------------------------------------------------
 
-class _Asked(NamedTuple):
+class _Asked:
     """What of the request decides when its answer is whole."""
 
-    choices: int = 1      # The answers asked for (`n`).
-    usage: bool = False   # Token counts were asked for; they come behind the finish_reason.
+    def __init__(self, choices: int = 1, usage: bool = False) -> None:
+        self.choices = choices  # The answers asked for (`n`).
+        self.usage = usage      # Token counts were asked for; they come behind the finish_reason.
 
 
 def _answer(payloads: "Iterator[Optional[Dict[str, Any]]]", asked: _Asked,
@@ -1254,10 +1258,10 @@ def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
             raise _reported_error(fields, hide)
         recognised = recognised or "choices" in fields
         choices = _choices_by_position(fields.get("choices"))
-        has_message = not choices or "message" in choices[0]
         objects += 1
-        if not has_message and (objects > 1 or str(fields.get("object")).endswith(".chunk")):
-            parts += 1
+        if choices and "message" not in choices[0]:
+            is_chunk = "delta" in choices[0] or str(fields.get("object")).endswith(".chunk")
+            parts += is_chunk or objects > 1
         if len(choices) > 1:
             for choice in choices:
                 yield dict(fields, choices=[choice])
@@ -1411,7 +1415,10 @@ class _Door:
         if len(choices) > MAX_CHOICES:
             raise APIResponseValidationError(
                 message="the server sent an event of more than %d choices" % MAX_CHOICES)
-        fields["choices"] = [self._choice(choice) for choice in choices if choice.__class__ is dict]
+        made = fields["choices"] = []
+        for choice in choices:
+            if choice.__class__ is dict:
+                made.append(self._choice(choice))
         if "usage" in fields:
             if fields["usage"].__class__ is dict:
                 fields["usage"] = _wire(CompletionUsage, fields["usage"])
@@ -1769,16 +1776,15 @@ class _ChoiceSoFar:
         self._calls = _ToolCalls()
 
     def add(self, choice: Choice) -> None:
-        fields = self._fields
         for name, value in choice.__dict__.items():
-            if value is None:
+            if value is None or name == "index":
                 continue
             if name == "delta":
                 self._add_delta(value)
             elif name == "logprobs" and isinstance(value, _WireObject):
-                _merge(fields.setdefault(name, {}), value)
+                _merge(self._fields.setdefault(name, {}), value)
             elif value != "" and name not in ("message", "text"):
-                fields[name] = value
+                self._fields[name] = value
 
     def _add_delta(self, delta: Any) -> None:
         if not isinstance(delta, _WireObject):
@@ -1815,6 +1821,10 @@ class Accumulator:
         self._usage: Optional[_WireObject] = None
 
     def add(self, chunk: ChatCompletionChunk) -> None:
+        fields = self._fields
+        groq = chunk.__dict__.get("x_groq")
+        if isinstance(groq, dict) and isinstance(groq.get("usage"), dict):
+            self._count(_wire(CompletionUsage, _plain(groq["usage"])))
         for name, value in chunk.__dict__.items():
             if name == "choices":
                 for choice in value or ():
@@ -1823,16 +1833,10 @@ class Accumulator:
                     if so_far is None:
                         so_far = self._choices[index] = _ChoiceSoFar()
                     so_far.add(choice)
-            elif not value and value in (None, ""):
-                continue
             elif name == "usage":
                 self._count(value)
-            else:
-                self._fields[name] = value
-                if name == "x_groq" and isinstance(value, dict):
-                    usage = value.get("usage")
-                    if isinstance(usage, dict):
-                        self._count(_wire(CompletionUsage, _plain(usage)))
+            elif value or value not in (None, ""):
+                fields[name] = value
 
     def _count(self, usage: Any) -> None:
         if isinstance(usage, _WireObject):
@@ -1905,7 +1909,7 @@ def _sized(connection: "_Connection", length: int) -> Iterator[bytes]:
 
 # CRLF and hexadecimal digits only.  The CRLF that ends a chunk is read with the next one's size.
 _CHUNK_SIZE = re.compile(rb"\r\n0{0,16}([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
-_CHUNK_SIZE_BEGINS = re.compile(rb"\r(\n([0-9a-fA-F]{1,31}([ \t;\r]|\Z)|\Z)|\Z)")
+_CHUNK_SIZE_BEGINS = rb"\r(\n([0-9a-fA-F]{1,31}([ \t;\r]|\Z)|\Z)|\Z)"
 
 
 def _unchunked(connection: "_Connection") -> Iterator[bytes]:
@@ -1952,7 +1956,7 @@ def _unchunked(connection: "_Connection") -> Iterator[bytes]:
 
 def _may_become_size(line: bytes) -> bool:
     ended = b"\n" in line[2:]
-    return not ended and len(line) <= MAX_CHUNK_LINE and bool(_CHUNK_SIZE_BEGINS.match(line))
+    return not ended and len(line) <= MAX_CHUNK_LINE and bool(re.match(_CHUNK_SIZE_BEGINS, line))
 
 
 def _bad_chunk() -> _BrokenReply:
@@ -2176,7 +2180,7 @@ class _Secrets:
 
     def add_header(self, name: str, value: str) -> None:
         """Add what of a header, or of a field of a query, is secret by its name."""
-        if not _SECRET_NAME.search(name.lower()):
+        if not re.search(_SECRET_NAME, name.lower()):
             return
         self.add(value, value.split(" ")[-1])
         if "cookie" in name.lower():
@@ -2227,18 +2231,14 @@ class _Secrets:
         return value
 
 
-_SECRET_NAME = re.compile(
+_SECRET_NAME = (
     "auth|key|token|secret|cookie|passw|pwd|credential|signature|"
     "(^|[^a-z])(code|sig|pass)($|[^a-z])")
 
 
-class _Route(NamedTuple):
-    """Where a connection leads; it serves every request of the same route, and no other."""
-
-    scheme: str
-    host: str     # With its port: the server's or the proxy's.
-    tunnel: str   # host:port that the proxy connects to.
-
+# Where a connection leads: scheme, host:port of the server or proxy, host:port that the proxy
+# connects to.  A connection serves every request of the same route, and no other.
+_Route = Tuple[str, str, str]
 
 # Sockets of connections that were not closed.  If a connection is lost in a reference cycle, its
 # own finalizer is to close the socket, not the socket's, which warns.
@@ -2428,20 +2428,22 @@ def _is_reusable(connection: _Connection, tail: Iterator[bytes], call: _Call, ag
 
 # -- heads --
 
-class _Head(NamedTuple):
+class _Head:
     """The head of an answer."""
 
-    status: int
-    reason: str
-    headers: Any
-    keep: bool              # The connection can serve another request afterwards.
-    chunked: bool
-    length: Optional[int]   # Of the body; None if its end is told in another way.
-    coding: str             # Of the content: "" for none.
+    def __init__(self, status: int, reason: str, headers: Any, keep: bool, chunked: bool,
+                 length: Optional[int], coding: str) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.keep = keep        # The connection can serve another request afterwards.
+        self.chunked = chunked
+        self.length = length    # Of the body; None if its end is told in another way.
+        self.coding = coding    # Of the content: "" for none.
 
 
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: +(.*))?\Z")
-_HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[ \t]")  # A blank continues the last one.
+_STATUS_LINE = r"HTTP/1\.([01]) +([0-9]{3})(?: +(.*))?\Z"
+_HEADER_LINE = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[ \t]"  # A blank continues the last one.
 
 
 def _parse_head(block: bytes) -> _Head:
@@ -2451,11 +2453,11 @@ def _parse_head(block: bytes) -> _Head:
     body begins and ends hands out a part of it as the whole.
     """
     lines = block.decode("latin-1").replace("\r\n", "\n").rstrip("\n").split("\n")
-    status_line = _STATUS_LINE.match(lines[0])
+    status_line = re.match(_STATUS_LINE, lines[0])
     if not status_line:
         raise _BrokenReply("the answer is no HTTP/1.1")
     for line in lines[1:]:
-        if not _HEADER_LINE.match(line) or re.search("[\0-\x08\x0b-\x1f]", line):
+        if not re.match(_HEADER_LINE, line) or re.search("[\0-\x08\x0b-\x1f]", line):
             raise _BrokenReply("the headers of the answer have a line that is no header")
     if lines[1:] and lines[1][0] in " \t":
         raise _BrokenReply("the headers of the answer begin with a continuation")
@@ -2568,7 +2570,8 @@ class _Request(urllib.request.Request):
 class _Reply:
     """An answer whose body has not been read, as urllib's handlers and we see it."""
 
-    def __init__(self, connection: _Connection, head: _Head, call: _Call, pool: _Pool) -> None:
+    def __init__(self, connection: _Connection, head: _Head, call: _Call,
+                 pool: Optional[_Pool]) -> None:
         self.connection = connection
         self.head = head
         self.status = self.code = head.status
@@ -2577,7 +2580,7 @@ class _Reply:
         self.tail = _framed(connection, head)
         self.body = _inflated(self.tail, head)
         self._call = call
-        self._pool = pool
+        self._pool = pool  # That keeps the connection; None if it cannot be used again.
 
     def info(self) -> Any:
         return self.headers
@@ -2605,7 +2608,7 @@ class _Reply:
 
     def release(self) -> None:
         """Be done with it: its connection may serve another request."""
-        if self._call.let_go() and self.head.keep:
+        if self._call.let_go() and self._pool is not None:
             self._pool.release(self.connection, self.tail)
         else:
             self.connection.close()
@@ -2636,7 +2639,7 @@ class _Handler(urllib.request.BaseHandler):
             request.reply.close()  # A handler of the caller's asks again.
         call = request.call
         call.start(call.connect)
-        route = _Route(request.type, request.host, request.tunnel)
+        route = (request.type, request.host, request.tunnel)
         connection = self._pool.claim(route, call)
         if connection is not None:
             received = connection.received
@@ -2706,9 +2709,9 @@ class _Handler(urllib.request.BaseHandler):
             call.let_go()
             connection.close()
             raise
-        if refused is not None:
-            head, refused = head._replace(keep=False), None
-        request.reply = _Reply(connection, head, call, self._pool)
+        keep = head.keep and refused is None
+        refused = None
+        request.reply = _Reply(connection, head, call, self._pool if keep else None)
         return request.reply
 
     def http_error_307(self, request: Any, reply: _Reply, code: int, msg: str, headers: Any) -> Any:
@@ -3015,7 +3018,7 @@ def _is_certificate_error(error: Optional[BaseException]) -> bool:
     return isinstance(error, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-_STRICTNESS = re.compile("(?i)key ?(identifier|usage)|basic constraints|critical|path length|"
+_STRICTNESS = ("(?i)key ?(identifier|usage)|basic constraints|critical|path length|"
                          "name empty|ecc parameters|x509v3")
 
 
@@ -3025,7 +3028,7 @@ def _certificate_remedy(reason: str) -> str:
         return "it is out of date, or the clock of this machine is wrong"
     if "match" in lower or "not valid for" in lower:
         return "it was issued for another name: check the host in base_url"
-    if _STRICTNESS.search(reason):
+    if re.search(_STRICTNESS, reason):
         return ("Python 3.13 made ssl.create_default_context() stricter than this CA's "
                 "certificates: clear ssl.VERIFY_X509_STRICT in the verify_flags of the "
                 "ssl_context that you pass")
@@ -3231,16 +3234,18 @@ class _Attempt:
         self.events = 0  # Chunks handed out.
 
 
-class _Exchange(NamedTuple):
+class _Exchange:
     """A request that can be sent as often as it takes, and what is known of its answer."""
 
-    request: Request
-    asked: _Asked
-    call: _Call
-    secrets: _Secrets
-    max_retries: float
-    key: Callable[[], Any]             # Asks the caller for the key, at every attempt.
-    send: Callable[[Any], _Reply]      # Sends the request with a key.
+    def __init__(self, request: Request, asked: _Asked, call: _Call, secrets: _Secrets,
+                 max_retries: float, key: Callable[[], Any], send: Callable[[Any], _Reply]) -> None:
+        self.request = request
+        self.asked = asked
+        self.call = call
+        self.secrets = secrets
+        self.max_retries = max_retries
+        self.key = key    # Asks the caller for the key, at every attempt.
+        self.send = send  # Sends the request with a key.
 
 
 class _BaseStream(Generic[_Item]):
@@ -3561,16 +3566,17 @@ class Stream(_BaseStream[_Item], _Closing):
             self._interrupt()
             raise
 
-    def _read(self) -> str:
-        """The text of a reply that is no completion, such as the list of models."""
+    def _read(self, parse: Callable[[str, Callable[[str], str]], _T]) -> _T:
+        """A reply that is no completion, such as the list of models."""
         while True:
-            attempt = self._attempt or self._open()
+            attempt = self._open()
             self._call.start(self._call.read)
             try:
-                text = attempt.reply.read(MAX_EVENT)
+                text = attempt.reply.read(MAX_EVENT).decode("utf-8-sig", "replace")
+                result = parse(text, self._exchange.secrets.hide)
                 self._finish(attempt, None)
-                return text.decode("utf-8-sig", "replace")
-            except OSError as fault:
+                return result
+            except (APIError, OSError) as fault:
                 self._call.sleep(self._retry(fault))
 
 
@@ -4137,13 +4143,13 @@ class Models(_Part):
     def list(self, **options: Any) -> ModelPage:
         """What the server serves.  Takes extra_headers, extra_query and timeout."""
         stream: Stream[Any] = Stream(self._requester.exchange("GET", "/models", **options))
-        return _model_page(stream._read(), stream._exchange.secrets.hide)
+        return stream._read(_model_page)
 
     def retrieve(self, model: str, **options: Any) -> Model:
         """One of the models."""
         stream: Stream[Any] = Stream(
             self._requester.exchange("GET", _model_path(model), **options))
-        return _model(stream._read(), stream._exchange.secrets.hide)
+        return stream._read(_model)
 
 
 def _model_path(model: str) -> str:
@@ -4614,15 +4620,16 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
             self._interrupt()
             raise
 
-    async def _read(self) -> str:
+    async def _read(self, parse: Callable[[str, Callable[[str], str]], _T]) -> _T:
         """As `Stream._read`."""
         while True:
-            attempt = self._attempt or await self._open()
+            attempt = await self._open()
             self._call.start(self._call.read)
             try:
-                text = await _in_thread(self._call, attempt.reply.read, MAX_EVENT)
+                data = await _in_thread(self._call, attempt.reply.read, MAX_EVENT)
+                result = parse(data.decode("utf-8-sig", "replace"), self._exchange.secrets.hide)
                 self._finish(attempt, None)
-                return text.decode("utf-8-sig", "replace")
+                return result
             except (APIError, OSError) as fault:
                 await self._wait(self._retry(fault))
 
@@ -4770,7 +4777,7 @@ class AsyncModels(_Part):
         async def ask() -> ModelPage:
             stream: AsyncStream[Any] = AsyncStream(self._requester.exchange(
                 "GET", "/models", network=_Network(), **options))
-            return _model_page(await stream._read(), stream._exchange.secrets.hide)
+            return await stream._read(_model_page)
 
         return _AsyncModelPage(ask)
 
@@ -4778,7 +4785,7 @@ class AsyncModels(_Part):
         """One of the models."""
         stream: AsyncStream[Any] = AsyncStream(self._requester.exchange(
             "GET", _model_path(model), network=_Network(), **options))
-        return _model(await stream._read(), stream._exchange.secrets.hide)
+        return await stream._read(_model)
 
 
 class AsyncOpenAI(_BaseClient, _AsyncClosing):

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Measure streamlite beside its peers: one machine, one run, loopback only.
 
-    python3 .ci/bench.py [--quick] [section...]
+    python3 .ci/bench.py [--quick] [--beside PATH] [section...]
 
-The peers of bench-requirements.txt are installed into .ci/.bench-venv. A server of our own runs in its own process, each
-client in another. All clients take their turn in every round, so that a busy moment of the machine hits each of them, and a
-ratio is the median of the rounds' ratios. The tables are Markdown. CPU is user and system time as the kernel counts it:
-trust it more than wall time on a machine that does other things too. Needs Linux, Python 3.10 or newer, curl, OpenSSL 3.
+The peers of bench-requirements.txt are installed into .ci/.bench-venv. A server of our own runs in
+its own process, each client in another. All clients take their turn in every round, so that a busy
+moment of the machine hits each of them, and a ratio is the median of the rounds' ratios. With
+`--beside` another copy of streamlite.py, an earlier version, is measured as one more client. The
+tables are Markdown. CPU is user and system time as the kernel counts it: trust it more than wall
+time on a machine that does other things too. Needs Linux, Python 3.10 or newer, curl, OpenSSL 3.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import ssl
 import statistics
@@ -32,23 +35,28 @@ REQUIREMENTS = os.path.join(HERE, "bench-requirements.txt")
 ROUND_TRIP = 0.050
 
 
-# ---- The streams --------------------------------------------------------------------------------------------------------
+# ---- The streams ---------------------------------------------------------------------------------
 #
-# A path says what is streamed: /KIND/FRAMING/COUNT/MILLISECONDS/v1/chat/completions, COUNT tokens of one KIND, the given
-# time apart. FRAMING is "chunked", "written" (chunked, one write per event) or "close" (the end of the connection).
+# A path says what is streamed: /KIND/FRAMING/COUNT/MILLISECONDS/v1/chat/completions, COUNT tokens
+# of one KIND, the given time apart. FRAMING is "chunked", "written" (chunked, one write per event)
+# or "close" (the end of the connection).
 
 WIDTH = {"text": 5, "tools": 4, "kilobyte": 1024}  # characters of one token
 CHUNK = (
-    '{"id":"chatcmpl-CfW3nJxqPzT6yKd8RgV1bQmS","object":"chat.completion.chunk","created":1764000000,"model":"bench",'
-    '"service_tier":"default","system_fingerprint":"fp_b1e6a2c904","choices":[{"index":0,"delta":%s,"logprobs":null,'
+    '{"id":"chatcmpl-CfW3nJxqPzT6yKd8RgV1bQmS","object":"chat.completion.chunk",'
+    '"created":1764000000,"model":"bench","service_tier":"default",'
+    '"system_fingerprint":"fp_b1e6a2c904","choices":[{"index":0,"delta":%s,"logprobs":null,'
     '"finish_reason":%s}],"usage":null}'
 )
 
 
 def tokens(kind, count):
     """The JSON texts of `count` tokens, a thousand of them different."""
-    delta = '{"tool_calls":[{"index":0,"function":{"arguments":"%s"}}]}' if kind == "tools" else '{"content":"%s"}'
-    block = [CHUNK % (delta % str(number).rjust(WIDTH[kind], "x"), "null") for number in range(min(count, 1000))]
+    delta = '{"content":"%s"}'
+    if kind == "tools":
+        delta = '{"tool_calls":[{"index":0,"function":{"arguments":"%s"}}]}'
+    words = (str(number).rjust(WIDTH[kind], "x") for number in range(min(count, 1000)))
+    block = [CHUNK % (delta % word, "null") for word in words]
     return itertools.islice(itertools.cycle(block), count)
 
 
@@ -66,7 +74,7 @@ async def reply(writer, connection, kind, framing, count, pause):
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%b\r\n\r\n" % coding)
     writer.write(framed(CHUNK % (start, "null"), framing))
     if kind == "clock":
-        # Each token tells its connection's number and when it was sent: the clock is the same in every process.
+        # Each token tells its connection's number and when it was sent, by the machine's clock.
         token = framed(CHUNK % ('{"content":"%06d @@@@@@@@@@@@@@"}' % connection, "null"), framing)
         for _ in range(count):
             await asyncio.sleep(pause)
@@ -92,23 +100,26 @@ async def serve(certificate, key):
 
     async def connected(reader, writer):
         connection = next(numbers)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
+        gone = ConnectionError, asyncio.IncompleteReadError
+        with contextlib.suppress(*gone), contextlib.closing(writer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(int(re.search(rb"(?i)\r\ncontent-length: *(\d+)", head).group(1)))
+                length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head).group(1)
+                await reader.readexactly(int(length))
                 kind, framing, count, milliseconds = head.split()[1].decode().split("/")[1:5]
                 await reply(writer, connection, kind, framing, int(count), int(milliseconds) / 1000)
                 if framing == "close":
                     return
 
     def distant(port):
-        """A relay that delays what it passes on by half a round trip; a new connection costs a whole one first."""
+        """A relay that passes on half a round trip later; to connect costs a whole one."""
 
         async def relay(reader, writer):
             with contextlib.suppress(ConnectionError):
                 opened = asyncio.get_running_loop().time()
                 behind, ahead = await asyncio.open_connection("127.0.0.1", port)
-                await asyncio.gather(pump(reader, ahead, opened + ROUND_TRIP), pump(behind, writer, opened))
+                there, back = pump(reader, ahead, opened + ROUND_TRIP), pump(behind, writer, opened)
+                await asyncio.gather(there, back)
 
         async def pump(reader, writer, earliest):
             loop, due, data = asyncio.get_running_loop(), 0.0, b"-"
@@ -136,9 +147,10 @@ async def serve(certificate, key):
     os._exit(0)  # open connections are no matter here
 
 
-# ---- The clients, as their users write them -----------------------------------------------------------------------------
+# ---- The clients, as their users write them ------------------------------------------------------
 #
-# A program is run with URL and BODY set. Its deltas() makes a request and yields each chunk's delta.
+# A program is run with URL and BODY set. Its deltas() makes a request and yields each chunk's
+# delta; joined(), where a program has that instead, returns the whole text.
 
 SDK = """
 from {module} import OpenAI
@@ -158,9 +170,18 @@ async def deltas():
             yield chunk.choices[0].delta
         {after}
 """
+WHOLE = """
+from streamlite import OpenAI
+client = OpenAI(base_url=URL, api_key="sk-bench")
+def joined():
+    with client.chat.completions.create(**BODY) as stream:
+        return {whole}
+"""
 CLIENTS = {
     "streamlite": SDK.format(module="streamlite", after="stream.completion"),
     "streamlite async": ASYNC_SDK.format(module="streamlite", after="stream.completion"),
+    "streamlite text()": WHOLE.format(whole='"".join(stream.text())'),
+    "streamlite collect()": WHOLE.format(whole="stream.collect().choices[0].message.content"),
     "openai": SDK.format(module="openai", after=""),
     "openai async": ASYNC_SDK.format(module="openai", after=""),
     "httpx + httpx-sse": """
@@ -208,7 +229,8 @@ import re, socket
 host, port, path = re.match(r"http://(.*?):(\d+)(/.*)", URL).groups()
 def deltas():
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"POST %b/chat/completions HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % path.encode())
+        start = "POST %s/chat/completions HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % path
+        connection.sendall(start.encode())
         received = b""
         while b"[DONE]" not in received:
             received = connection.recv(65536)
@@ -234,28 +256,31 @@ def parse(reads):
     return sum(1 for event in openai._streaming.SSEDecoder().iter_bytes(iter(reads)))
 """,
 }
+CA_VARIABLES = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
 PEERS = ["httpx + httpx-sse", "requests + sseclient", "aiohttp", "naive urllib"]
 EVERYONE = ["streamlite", "streamlite async", "openai", "openai async"] + PEERS
+ANOTHER = re.compile(r"streamlite [0-9]\S*")  # another copy, by its version
 BODY = {"model": "bench", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
 
 def reader(kind, plain):
     """How a user reads a delta's text: from an object with attributes, or from a plain dict."""
     if kind == "tools" and plain:
-        return lambda delta: delta["tool_calls"][0]["function"]["arguments"] if "tool_calls" in delta else None
+        name = "tool_calls"
+        return lambda delta: delta[name][0]["function"]["arguments"] if name in delta else None
     if kind == "tools":
         return lambda delta: delta.tool_calls[0].function.arguments if delta.tool_calls else None
     return (lambda delta: delta.get("content")) if plain else (lambda delta: delta.content)
 
 
-# ---- A client's process -------------------------------------------------------------------------------------------------
+# ---- A client's process --------------------------------------------------------------------------
 
 
 class Worker:
-    """Runs one client's program, in a process of its own. Each public method is something to measure."""
+    """Runs one client's program, in a process of its own. Each public method is a measurement."""
 
     def __init__(self, client):
-        self._program = compile(CLIENTS[client], client, "exec")
+        self._program = compile(CLIENTS[ANOTHER.sub("streamlite", client)], client, "exec")
         self._plain = not client.startswith(("streamlite", "openai"))
         self._loop = asyncio.new_event_loop()
         self._spaces = []  # the programs' namespaces: none is thrown away while the clock runs
@@ -266,7 +291,8 @@ class Worker:
         return self._spaces[-1]
 
     def _known(self, url):
-        return next((space for space in self._spaces if space["URL"] == url), None) or self._new(url)
+        known = [space for space in self._spaces if space["URL"] == url]
+        return known[0] if known else self._new(url)
 
     def _each(self, space, take, kind="text"):
         """Call `take` with the text of every delta."""
@@ -288,6 +314,8 @@ class Worker:
         started = time.process_time()
         if "parse" in space:
             space["parse"](texts)
+        elif "joined" in space:
+            text = space["joined"]()
         else:
             self._each(space, pieces.append, kind)
             text = "".join(piece for piece in pieces if piece)
@@ -318,7 +346,12 @@ class Worker:
     def delay(self, url):
         """Microseconds from the server's write to the user's code."""
         delays = []
-        self._each(self._known(url), lambda text: text and delays.append(time.monotonic() - float(text.split()[1])))
+
+        def take(text):
+            if text:
+                delays.append(time.monotonic() - float(text.split()[1]))
+
+        self._each(self._known(url), take)
         tenths = statistics.quantiles(delays[1:], n=10)
         return {"p50": tenths[4] * 1e6, "p90": tenths[8] * 1e6}
 
@@ -337,8 +370,12 @@ class Worker:
         return {"start": sizes[0], "growth": max(sizes) - sizes[0]}
 
     def many(self, url, streams, count):
-        """`streams` at once: how long, at what cost, and how late their tokens came (ms)."""
-        space, read, delays, failures = self._new(url), reader("text", self._plain), [], []
+        """`streams` at once: how long, at what cost, and how late their tokens came (ms).
+
+        A stall is how much later than asked for the loop came back to a task that sleeps (ms).
+        """
+        space, read = self._new(url), reader("text", self._plain)
+        delays, failures, stalls = [], [], []
 
         async def one():
             seen = 0
@@ -352,16 +389,26 @@ class Worker:
             except Exception as error:  # whatever it is: a failure to count
                 failures.append(repr(error))
 
+        async def tick():
+            while True:
+                started = time.monotonic()
+                await asyncio.sleep(0.02)
+                stalls.append(time.monotonic() - started - 0.02)
+
         async def all_at_once():
+            ticker = asyncio.ensure_future(tick())
             await asyncio.gather(*[one() for _ in range(streams)])
+            ticker.cancel()
 
         wall, cpu = time.perf_counter(), time.process_time()
         self._loop.run_until_complete(all_at_once())
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         print(*failures[:1], end="", file=sys.stderr)
         cuts = statistics.quantiles(delays, n=20)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        return {"wall": wall, "cpu": cpu, "rss": peak, "failed": len(failures), "p50": cuts[9] * 1e3, "p95": cuts[18] * 1e3}
+        answer = {"wall": wall, "cpu": cpu, "failed": len(failures)}
+        answer["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        answer.update(p50=cuts[9] * 1e3, p95=cuts[18] * 1e3, stall=max(stalls) * 1e3)
+        return answer
 
 
 def work(client):
@@ -377,15 +424,17 @@ def work(client):
     os._exit(0)  # clients left open are no matter here
 
 
-# A command's cost is taken by a process smaller than any of them: a child's peak memory begins at its parent's.
+# A command's cost is taken by a process smaller than any of them: a child's peak memory begins at
+# its parent's.
 LAUNCHER = """
 import os, sys, time
 streams = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
            (os.POSIX_SPAWN_OPEN, 1, sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)]
 for line in sys.stdin:
-    command = eval(line)["command"]
+    command, more = eval(line)["command"]
+    env = dict(os.environ, **more)
     started = time.perf_counter()
-    pid = os.posix_spawnp(command[0], command, os.environ, file_actions=streams)
+    pid = os.posix_spawnp(command[0], command, env, file_actions=streams)
     _, status, usage = os.wait4(pid, 0)
     wall, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
     answer = wall * 1e3, cpu * 1e3, usage.ru_maxrss / 1000, os.path.getsize(sys.argv[1]), status
@@ -393,7 +442,7 @@ for line in sys.stdin:
 """
 
 
-# ---- Measuring ----------------------------------------------------------------------------------------------------------
+# ---- Measuring -----------------------------------------------------------------------------------
 
 
 class Child:
@@ -405,7 +454,9 @@ class Child:
 
     def answer(self):
         line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "the process ended with %d" % self._process.wait()}
+        if not line:
+            return {"error": "the process ended with %d" % self._process.wait()}
+        return json.loads(line)
 
     def ask(self, **question):
         with contextlib.suppress(BrokenPipeError):
@@ -426,44 +477,70 @@ class Results(dict):
     def ratio(self, client, other, key):
         if client not in self or other not in self:
             return None
-        return statistics.median(mine[key] / theirs[key] if theirs[key] else 1 for mine, theirs in zip(self[client], self[other]))
+        pairs = [(mine[key], theirs[key]) for mine, theirs in zip(self[client], self[other])]
+        return statistics.median(mine / theirs if theirs else 1 for mine, theirs in pairs)
 
 
 class Bench:
-    """The server, the launcher, a process for each client asked so far; and the goals."""
+    """The server, the launcher, a process for each client asked so far; and the goals.
 
-    def __init__(self, folder, quick):
+    beside: what another copy of the module is called, "streamlite" and its version; "" without one
+    """
+
+    def __init__(self, folder, quick, path=None):
         self.quick, self.goals, self._workers = quick, [], {}
         bundle, *certificate = make_certificates(folder)
-        self.env = {name: os.environ[name] for name in os.environ if not re.match("(?i)PYTHON|.*_PROXY$", name)}
-        self.env.update(SSL_CERT_FILE=bundle, REQUESTS_CA_BUNDLE=bundle, CURL_CA_BUNDLE=bundle, PYTHONPATH=os.path.dirname(HERE))
+        unwanted = re.compile("(?i)PYTHON|.*_PROXY$")
+        self.env = {name: os.environ[name] for name in os.environ if not unwanted.match(name)}
+        self.env.update(dict.fromkeys(CA_VARIABLES, bundle), PYTHONPATH=os.path.dirname(HERE))
+        self.beside, self._beside_env = "", {}
+        if path:
+            copy = os.path.join(folder, "streamlite.py")
+            shutil.copy(path, copy)
+            with open(copy, encoding="utf-8") as file:
+                version = re.search('(?m)^__version__ = "(.*)"', file.read()).group(1)
+            self.beside, self._beside_env = "streamlite " + version, {"PYTHONPATH": folder}
         self._server = Child([sys.executable, __file__, "--serve", *certificate], self.env)
         self.urls = self._server.answer()
-        self._launcher = Child([sys.executable, "-I", "-S", "-c", LAUNCHER, os.path.join(folder, "output")], self.env)
+        output = os.path.join(folder, "output")
+        self._launcher = Child([sys.executable, "-I", "-S", "-c", LAUNCHER, output], self.env)
 
     def close(self):
         for child in [*self._workers.values(), self._launcher, self._server]:
             child.close()
 
-    def run(self, *command):
+    def _env(self, client):
+        """What the client's environment has beside the others': where its streamlite is found."""
+        return self._beside_env if ANOTHER.search(client) else {}
+
+    def run(self, *command, client=""):
         """The cost of a command, from its start to its end."""
-        return self._launcher.ask(command=command)
+        return self._launcher.ask(command=[command, self._env(client)])
 
     def ask(self, client, task, scheme="http", path="-/-/0/0", fresh=False, **question):
         """Have the client's process, a new one if `fresh`, measure a task."""
         if fresh and client in self._workers:
             self._workers.pop(client).close()
         if client not in self._workers:
-            self._workers[client] = Child([PYTHON, __file__, "--work", client], self.env)
-        return self._workers[client].ask(task=task, url="%s/%s/v1" % (self.urls[scheme], path), **question)
+            env = dict(self.env, **self._env(client))
+            self._workers[client] = Child([PYTHON, __file__, "--work", client], env)
+        url = "%s/%s/v1" % (self.urls[scheme], path)
+        return self._workers[client].ask(task=task, url=url, **question)
 
     def curl(self, scheme, path, *options):
         url = "%s/%s/v1/chat/completions" % (self.urls[scheme], path)
         return ["curl", "-sNf", "-d", json.dumps(BODY), *options, url]
 
     def rounds(self, clients, ask, quick, full, warm=True):
-        """Ask every client in turn, `quick` or `full` times; a first round only warms them. One that fails is left out."""
-        results = Results((client, []) for client in clients)
+        """Ask every client in turn, `quick` or `full` times; a first round only warms them.
+
+        One that fails is left out. The other copy is asked for all that streamlite is asked for.
+        """
+        results = Results()
+        for client in clients:
+            results[client] = []
+            if self.beside and "streamlite" in client:
+                results[client.replace("streamlite", self.beside)] = []
         for number in range(-1 if warm else 0, quick if self.quick else full):
             for client in list(results):
                 answer = ask(client)
@@ -475,12 +552,18 @@ class Bench:
         return results
 
     def goal(self, measure, results, key, unit, base, times=None, most=None, client="streamlite"):
-        """Note whether the client takes at most so many `times` what `base` takes, or at `most` so many units."""
+        """Note whether the client takes at most so many `times` what `base` takes, or at `most` so
+        many units; and how many times what the other copy takes."""
         mine, ratio = results.median(client, key), results.ratio(client, base, key)
         met = mine is not None and (mine <= most if times is None else ratio <= times)
-        sdk, other = (show(results.median(name, key), unit) for name in (client.replace("streamlite", "openai"), base))
+        sdk = show(results.median(client.replace("streamlite", "openai"), key), unit)
+        other = "%s: %s" % (base, show(results.median(base, key), unit))
         reach = show(most, unit) if times is None else "%g ×" % times
-        self.goals.append([measure, show(mine, unit), sdk, "%s: %s" % (base, other), ratio, reach, "yes" if met else "no"])
+        row = [measure, show(mine, unit), sdk, other, ratio, reach, "yes" if met else "no"]
+        if self.beside:
+            earlier = client.replace("streamlite", self.beside)
+            row += [show(results.median(earlier, key), unit), results.ratio(client, earlier, key)]
+        self.goals.append(row)
 
 
 def show(value, unit=""):
@@ -498,13 +581,14 @@ def table(heads, rows):
 
 
 def compare(results, columns, key, base):
-    """A row for each client: the medians of the columns (their heads by key), and the ratio of one of them to the base's."""
+    """A row for each client: the medians of the columns (their heads by key), and the ratio of one
+    of them to the base's."""
     rows = [[client] + [results.median(client, column) for column in columns] for client in results]
     heads = ["", *columns.values(), "%s, times %s" % (columns[key], base)]
     table(heads, [row + [results.ratio(row[0], base, key)] for row in rows])
 
 
-# ---- The sections -------------------------------------------------------------------------------------------------------
+# ---- The sections --------------------------------------------------------------------------------
 
 
 def burst(bench):
@@ -521,41 +605,63 @@ def burst(bench):
     for way, (scheme, kind, framing) in ways.items():
 
         def ask(client):
+            path = "%s/%s/%%d/0" % (kind, framing)
             if client == "curl":  # ten times as many: its start should not count
-                cost = bench.run(*bench.curl(scheme, "%s/%s/%d/0" % (kind, framing, 10 * count), "-o", os.devnull))
+                cost = bench.run(*bench.curl(scheme, path % (10 * count), "-o", os.devnull))
                 return dict(cost, cpu=cost["cpu"] / count * 100)
-            return bench.ask(client, "burst", scheme, "%s/%s/%d/0" % (kind, framing, count), kind=kind, count=count)
+            return bench.ask(client, "burst", scheme, path % count, kind=kind, count=count)
 
         results[way] = bench.rounds(clients, ask, 3, 5)
-    print("CPU per chunk in a burst of %s chunks, text joined: µs (times `json.loads` of the same texts)\n" % show(count))
+    print("CPU per chunk in a burst of %s chunks, text joined: µs" % show(count), end=" ")
+    print("(times `json.loads` of the same texts)\n")
     rows = []
-    for client in clients:
-        cells = [(result.median(client, "cpu"), result.ratio(client, "json.loads", "cpu")) for result in results.values()]
-        rows.append([client] + ["%s (%s)" % (show(cpu), show(ratio)) for cpu, ratio in cells])
+    for client in results["chunked"]:
+        row = [client]
+        for result in results.values():
+            cpu, ratio = result.median(client, "cpu"), result.ratio(client, "json.loads", "cpu")
+            row.append("%s (%s)" % (show(cpu), show(ratio)))
+        rows.append(row)
     table(["", *ways], rows)
     for way in ways:
-        bench.goal("CPU per chunk, " + way, results[way], "cpu", "µs", "json.loads", times=3)
+        times = 2.7 if way == "chunked" else 3
+        bench.goal("CPU per chunk, " + way, results[way], "cpu", "µs", "json.loads", times=times)
+    result, client = results["chunked"], "streamlite async"
+    bench.goal("the same, async", result, "cpu", "µs", "streamlite", times=1.1, client=client)
+    scheme, kind, framing = ways["chunked"]
+    clients = ["streamlite text()", "streamlite collect()"]
+    result = bench.rounds(clients + ["json.loads"], ask, 3, 5)
+    print("The same, chunked, by `text()` and by `collect()`\n")
+    compare(result, {"cpu": "µs"}, "cpu", "json.loads")
+    for client in clients:
+        measure = "CPU per chunk, %s" % client.split()[1]
+        bench.goal(measure, result, "cpu", "µs", "json.loads", times=2.4, client=client)
 
 
 def imports(bench):
     base = "urllib.request, json"
 
     def ask(module):
-        mine, empty = (bench.run(PYTHON, "-c", "import " + name) for name in (module, "sys"))
-        return dict({key: mine[key] - empty[key] for key in ("wall", "rss", "cpu")}, error=mine["error"])
+        statement = "import " + ANOTHER.sub("streamlite", module)
+        mine = bench.run(PYTHON, "-c", statement, client=module)
+        empty = bench.run(PYTHON, "-c", "import sys")
+        cost = {key: mine[key] - empty[key] for key in ("wall", "rss", "cpu")}
+        return dict(cost, error=mine["error"])
 
-    results = bench.rounds(["streamlite", "openai", "httpx", "requests", "aiohttp", base], ask, 5, 15)
+    modules = ["streamlite", "openai", "httpx", "requests", "aiohttp", base]
+    results = bench.rounds(modules, ask, 5, 15)
     print("Import, over an empty Python\n")
     compare(results, {"wall": "wall ms", "rss": "memory MB", "cpu": "CPU ms"}, "cpu", base)
-    bench.goal("import, CPU over an empty Python", results, "cpu", "ms", base, times=1.3)
+    bench.goal("import, CPU over an empty Python", results, "cpu", "ms", base, times=1.25)
 
 
 def oneshot(bench):
-    clients = ["streamlite", "python -m streamlite", "openai", "httpx + httpx-sse", "requests + sseclient", "naive urllib", "curl"]
+    clients = ["streamlite", "python -m streamlite", "openai", *PEERS, "curl"]
+    clients.remove("aiohttp")
     path = "text/chunked/200/0"
 
     def command(client):
         url = "%s/%s/v1" % (bench.urls[scheme], path)
+        client = ANOTHER.sub("streamlite", client)
         if client == "curl":
             return bench.curl(scheme, path)
         if client == "python -m streamlite":
@@ -565,15 +671,19 @@ def oneshot(bench):
         return [PYTHON, "-c", program % (url, BODY, CLIENTS[client], text)]
 
     def ask(client):
-        cost = bench.run(*command(client))
-        return dict(cost, error=cost["error"] or cost["printed"] < 200 * WIDTH["text"] and "the text is not whole")
+        cost = bench.run(*command(client), client=client)
+        if not cost["error"] and cost["printed"] < 200 * WIDTH["text"]:
+            cost["error"] = "the text is not whole"
+        return cost
 
     for scheme, times in ("http", 1.2), ("https", 1):
         results = bench.rounds(clients, ask, 5, 15)
         print("A whole process over %s: start, import, 200 chunks, exit\n" % scheme)
-        compare(results, {"rss": "peak MB", "wall": "wall ms", "cpu": "CPU ms"}, "cpu", "naive urllib")
-        bench.goal("one-shot process over %s, CPU" % scheme, results, "cpu", "ms", "naive urllib", times=times)
-        bench.goal("one-shot process over %s, peak memory" % scheme, results, "rss", "MB", "naive urllib", times=1.2)
+        base, columns = "naive urllib", {"rss": "peak MB", "wall": "wall ms", "cpu": "CPU ms"}
+        compare(results, columns, "cpu", base)
+        name = "one-shot process over %s, " % scheme
+        bench.goal(name + "CPU", results, "cpu", "ms", base, times=times)
+        bench.goal(name + "peak memory", results, "rss", "MB", base, times=1.2)
 
 
 def first(bench):
@@ -583,80 +693,107 @@ def first(bench):
     def ask(client):
         if client != "curl":
             return bench.ask(client, "first", scheme, path)
-        twice = bench.curl(scheme, path, "-o", os.devnull, "-w", "%{time_starttransfer} %{num_connects}\\n")
+        told = "%{time_starttransfer} %{num_connects}\\n"
+        twice = bench.curl(scheme, path, "-o", os.devnull, "-w", told)
         values = subprocess.check_output(twice + ["--next"] + twice[1:], env=bench.env).split()
-        return {"first": float(values[0]) * 1e3, "second": float(values[2]) * 1e3, "new": int(values[3])}
+        first, second = float(values[0]) * 1e3, float(values[2]) * 1e3
+        return {"first": first, "second": second, "new": int(values[3])}
 
     for scheme in bench.urls:
-        results[scheme] = bench.rounds(EVERYONE + ["curl"], ask, *((2, 5) if "far" in scheme else (5, 15)))
-    print("Time to the first token, process warm, ms: a new client's first request / its second (new connections for that)\n")
+        times = (2, 5) if "far" in scheme else (5, 15)
+        results[scheme] = bench.rounds(EVERYONE + ["curl"], ask, *times)
+    print("Time to the first token, process warm, ms: a new client's first request /", end=" ")
+    print("its second (new connections for that)\n")
     rows = []
-    for client in EVERYONE + ["curl"]:
-        cells = [tuple(show(result.median(client, key)) for key in ("first", "second", "new")) for result in results.values()]
-        rows.append([client] + ["%s / %s (%s)" % cell for cell in cells])
+    for client in results["http"]:
+        row = [client]
+        for result in results.values():
+            cell = tuple(show(result.median(client, key)) for key in ("first", "second", "new"))
+            row.append("%s / %s (%s)" % cell)
+        rows.append(row)
     table([""] + [scheme.replace("far", "50 ms away") for scheme in results], rows)
     bench.goal("first token, new client, TLS", results["https"], "first", "ms", "aiohttp", most=3)
-    bench.goal("first token, second request, TLS, 50 ms away", results["https far"], "second", "ms", "curl", most=53)
-    bench.goal("new connections for that", results["https far"], "new", "", "curl", most=0)
+    far, second = results["https far"], "first token, second request, TLS, 50 ms away"
+    bench.goal(second, far, "second", "ms", "curl", most=53)
+    bench.goal("new connections for that", far, "new", "", "curl", most=0)
 
 
 def delay(bench):
     path = "clock/chunked/%d/5" % (60 if bench.quick else 200)
-    results = bench.rounds(EVERYONE + ["raw socket"], lambda client: bench.ask(client, "delay", path=path), 3, 7)
+    clients = EVERYONE + ["raw socket"]
+    results = bench.rounds(clients, lambda client: bench.ask(client, "delay", path=path), 3, 7)
     print("Delay per token, one each 5 ms, from the server's write to the user's code\n")
     compare(results, {"p90": "90 % µs", "p50": "median µs"}, "p50", "raw socket")
     bench.goal("delay per token, median", results, "p50", "µs", "raw socket", most=130)
 
 
 def many(bench):
-    columns = {"wall": "wall s", "rss": "peak MB", "failed": "failures", "p50": "median delay ms", "p95": "95 % delay ms", "cpu": "CPU s"}
+    columns = {"wall": "wall s", "rss": "peak MB", "failed": "failures"}
+    columns.update(stall="longest stall ms", p50="median delay ms", p95="95 % delay ms")
+    columns["cpu"] = "CPU s"
     for streams in 200, 1000:
         question = {"path": "clock/chunked/20/100", "streams": streams, "count": 20}
+
+        def ask(client):
+            return bench.ask(client, "many", fresh=True, **question)
+
         clients = ["streamlite async", "openai async", "aiohttp"]
-        results = bench.rounds(clients, lambda client: bench.ask(client, "many", fresh=True, **question), 1, 3, warm=False)
+        results = bench.rounds(clients, ask, 1, 3, warm=False)
         print("%s streams at once, 20 events over 2 s each\n" % show(streams))
-        compare(results, columns, "cpu", "openai async")
+        compare(results, columns, "cpu", "aiohttp")
+    reach = {"wall": {"times": 1.5}, "rss": {"times": 1.2}, "failed": {"most": 0}}
+    reach.update(stall={"most": 500}, p50={"times": 2}, p95={"times": 2}, cpu={"times": 2})
     for key, head in columns.items():
-        name, _, unit = head.rpartition(" ")
-        if key != "failed":
-            bench.goal("1,000 streams, " + name, results, key, unit, "openai async", times=1, client="streamlite async")
-    bench.goal("1,000 streams, failures", results, "failed", "", "openai async", most=0, client="streamlite async")
+        name, _, unit = head.rpartition(" ") if key != "failed" else (head, "", "")
+        measure, client = "1,000 streams, " + name, "streamlite async"
+        bench.goal(measure, results, key, unit, "aiohttp", client=client, **reach[key])
 
 
 def memory(bench):
     size = 20 if bench.quick else 200
-    columns = {"start": "before", "growth": "growth", "kept": "growth with the text kept by the user"}
+    columns = {"start": "before", "growth": "growth", "kept": "growth, text kept by the user"}
 
     def ask(client):
         answer = {}
         for keep in False, True:
-            bench.ask(client, "burst", path="text/chunked/10/0", fresh=True, kind="text", count=10)  # its imports
+            # A short stream first, in a new process: its imports are no growth.
+            path = "text/chunked/10/0"
+            bench.ask(client, "burst", path=path, fresh=True, kind="text", count=10)
             path = "kilobyte/chunked/%d/0" % (size * 1000)
             answer[keep] = bench.ask(client, "memory", path=path, count=size * 1000, keep=keep)
-        return answer[True] if "error" in answer[True] else dict(answer[False], kept=answer[True]["growth"])
+        if "error" in answer[True]:
+            return answer[True]
+        return dict(answer[False], kept=answer[True]["growth"])
 
     results = bench.rounds(["streamlite", "openai"] + PEERS, ask, 1, 1, warm=False)
-    print("Memory over a stream of %d MB of text, which streamlite keeps for its `completion`: MB\n" % size)
+    print("Memory over a stream of %d MB of text, which streamlite keeps for its" % size, end=" ")
+    print("`completion`: MB\n")
     compare(results, columns, "kept", "naive urllib")
 
 
 def growth(bench):
-    clients = ["streamlite", "json.loads"] if bench.quick else ["streamlite", "openai", "json.loads"]
+    clients = ["streamlite"] + ([] if bench.quick else ["openai"]) + ["json.loads"]
     rows = []
     for count in 2**14, 2**16, 2**18:
         question = {"path": "tools/chunked/%d/0" % count, "kind": "tools", "count": count}
         results = bench.rounds(clients, lambda client: bench.ask(client, "burst", **question), 1, 1)
         ratio = results.ratio("streamlite", "json.loads", "cpu")
-        rows.append(["%d KB" % (count / 256)] + [results.median(client, "cpu") for client in clients] + [ratio])
-    print("Tool arguments in 4-byte fragments, accumulated: µs of CPU per fragment (flat is linear)\n")
-    table(["", *clients, "streamlite, times json.loads"], rows)
-    bench.goal("1 MB of tool arguments in 4-byte fragments", results, "cpu", "µs", "json.loads", times=2.5)
+        cells = [results.median(client, "cpu") for client in results]
+        rows.append(["%d KB" % (count / 256), *cells, ratio])
+    print("Tool arguments in 4-byte fragments, accumulated: µs of CPU per fragment", end=" ")
+    print("(flat is linear)\n")
+    table(["", *results, "streamlite, times json.loads"], rows)
+    measure = "1 MB of tool arguments in 4-byte fragments"
+    bench.goal(measure, results, "cpu", "µs", "json.loads", times=2.5)
     parsers, rows = ["streamlite SSEDecoder", "openai SSEDecoder"], []
     for kilobytes in 625, 2500, 10000:
-        results = bench.rounds(parsers, lambda parser: bench.ask(parser, "event", size=kilobytes * 1000), 1, 3)
-        rows.append(["%g MB" % (kilobytes / 1000)] + [results.median(parser, "cpu") for parser in parsers])
-    print("One event in reads of 1 KB, the parser alone: ms of CPU (linear is four times per row)\n")
-    table(["", *parsers], rows)
+        size = kilobytes * 1000
+        results = bench.rounds(parsers, lambda parser: bench.ask(parser, "event", size=size), 1, 3)
+        cells = [results.median(parser, "cpu") for parser in results]
+        rows.append(["%g MB" % (kilobytes / 1000), *cells])
+    print("One event in reads of 1 KB, the parser alone: ms of CPU", end=" ")
+    print("(linear is four times per row)\n")
+    table(["", *results], rows)
 
 
 SECTIONS = {
@@ -671,7 +808,7 @@ SECTIONS = {
 }
 
 
-# ---- The command --------------------------------------------------------------------------------------------------------
+# ---- The command ---------------------------------------------------------------------------------
 
 
 def install_peers():
@@ -680,23 +817,32 @@ def install_peers():
     stamp = os.path.join(VENV, "installed.txt")
     if not os.path.exists(stamp) or open(stamp).read() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
-        subprocess.run([PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", REQUIREMENTS], check=True)
+        pip = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
         with open(stamp, "w") as file:
             file.write(wanted)
     return re.findall(r"(?m)^([\w-]+)==(.*)", wanted)
 
 
 def make_certificates(folder):
-    """A throw-away authority, added to the public ones as an installation would, and its certificate for 127.0.0.1."""
+    """A throw-away authority, added to the public ones as an installation would, and its
+    certificate for 127.0.0.1."""
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
-    authority = "-subj /CN=bench -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign "
-    server = "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=CA:FALSE "
+    authority = (
+        "-subj /CN=bench -addext basicConstraints=critical,CA:TRUE "
+        "-addext keyUsage=critical,keyCertSign "
+    )
+    server = (
+        "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 "
+        "-addext basicConstraints=CA:FALSE "
+    )
     for command in (
         make + authority + "-keyout ca.key -out ca.pem",
         make + server + "-CA ca.pem -CAkey ca.key -keyout server.key -out server.pem",
     ):
         subprocess.run(command.split(), cwd=folder, check=True, stderr=subprocess.DEVNULL)
-    files = {name: os.path.join(folder, name) for name in ("bundle.pem", "ca.pem", "server.pem", "server.key")}
+    names = "bundle.pem", "ca.pem", "server.pem", "server.key"
+    files = {name: os.path.join(folder, name) for name in names}
     public = subprocess.check_output([PYTHON, "-m", "certifi"], universal_newlines=True).strip()
     with open(files["bundle.pem"], "w") as bundle:
         for name in public, files["ca.pem"]:
@@ -707,19 +853,22 @@ def make_certificates(folder):
 
 def main():
     parser = argparse.ArgumentParser(description="Measure streamlite beside its peers.")
-    parser.add_argument("--quick", action="store_true", help="shorter streams and fewer rounds: under two minutes in all")
+    parser.add_argument("--quick", action="store_true", help="shorter streams and fewer rounds")
+    parser.add_argument("--beside", metavar="PATH", help="another streamlite.py to measure as well")
     parser.add_argument("section", nargs="*", help="of " + ", ".join(SECTIONS))
     options = parser.parse_args()
     if not set(options.section) <= set(SECTIONS):
         parser.error("the sections are " + ", ".join(SECTIONS))
     peers = ", ".join(map(" ".join, install_peers()))
     print("Python %s, %d cores; %s\n" % (sys.version.split()[0], os.cpu_count(), peers))
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Bench(folder, options.quick)) as bench:
-        for name in options.section or SECTIONS:
-            print("### %s\n" % name.capitalize(), flush=True)
-            SECTIONS[name](bench)
-        print("### Goals\n")
-        table(["", "streamlite", "openai", "floor or peer", "times that", "goal", "met"], bench.goals)
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.closing(Bench(folder, options.quick, options.beside)) as bench:
+            for name in options.section or SECTIONS:
+                print("### %s\n" % name.capitalize(), flush=True)
+                SECTIONS[name](bench)
+            print("### Goals\n")
+            heads = ["", "streamlite", "openai", "floor or peer", "times that", "goal", "met"]
+            table(heads + ([bench.beside, "times that"] if bench.beside else []), bench.goals)
 
 
 if __name__ == "__main__":
