@@ -398,21 +398,24 @@ def _server_error(body: Any) -> Tuple[Any, str]:
     """Find the error object in a JSON value that reports one, and the server's words in it."""
     if isinstance(body, list) and body and isinstance(body[0], dict):
         body = body[0]  # Google wraps its error in a list.
+    if not isinstance(body, dict):
+        return body, body if isinstance(body, str) else json.dumps(body)
     for key in ("error", "detail", "errors"):
-        found = body.get(key) if isinstance(body, dict) else None
-        if isinstance(found, str) and found:
+        found = body.get(key)
+        if not found:
+            continue
+        if isinstance(found, str):
             return body, found
-        if isinstance(found, list) and found and isinstance(found[0], dict):
+        if isinstance(found, list) and isinstance(found[0], dict):
             # FastAPI and Cloudflare list what is wrong.
             return body, "; ".join([_server_error(item)[1] for item in found])
-        if isinstance(found, dict) and found:
+        if isinstance(found, dict):
             body = found
             break
-    if isinstance(body, dict):
-        for key in ("message", "msg", "error_description", "title"):
-            if isinstance(body.get(key), str) and body[key]:
-                return body, _with_details(body[key], body)
-    return body, body if isinstance(body, str) else json.dumps(body)
+    for key in ("message", "msg", "error_description", "title"):
+        if isinstance(body.get(key), str) and body[key]:
+            return body, _with_details(body[key], body)
+    return body, json.dumps(body)
 
 
 def _with_details(words: str, body: Dict[str, Any]) -> str:
@@ -1150,16 +1153,13 @@ def _payloads(body: Iterator[bytes],
         at = 0
         while at < len(text):
             try:
-                fields, at = _next_payload(text, at)
+                fields, at = _next_payload(text, at, hide)
             except ValueError as error:
                 if decoder.closed:
                     break  # Half an event, with which a body may end.
                 raise _not_ours(text, hide, str(error)) from None
             if fields is None:
                 continue
-            if "error" in fields or "object" in fields:
-                if fields.get("error") or fields.get("object") == "error":
-                    raise _reported_error(fields, hide)
             if not recognised:
                 recognised = "choices" in fields or fields is _DONE
                 first = first or text[:1000]
@@ -1232,19 +1232,12 @@ def _whole_payloads(body: Iterable[bytes],
 def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
     """The JSON objects of a text; whole replies become chunks, one for each choice."""
     if text.startswith("["):
-        try:
-            items = _parse_json(text)
-        except ValueError as error:
-            raise _not_ours(text, hide, str(error)) from None
-        if items and isinstance(items[0], dict) and "error" in items[0]:
-            raise _reported_error(items, hide)  # Google wraps its errors in a list.
-        raise _not_ours(text, hide)
-    at = 0
+        raise _listed_error(text, hide)
+    at = objects = parts = 0
     recognised = False
-    objects = parts = 0  # Of all that came, and those that are one of several.
     while at < len(text):
         try:
-            fields, at = _next_payload(text, at)
+            fields, at = _next_payload(text, at, hide)
         except ValueError as error:
             if _is_cut(error, text):
                 return  # JSON that stops in the middle is no foreign text.
@@ -1254,24 +1247,32 @@ def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
         if fields is _DONE:
             yield fields
             return
-        if fields.get("error") or fields.get("object") == "error":
-            raise _reported_error(fields, hide)
+        objects += 1
         recognised = recognised or "choices" in fields
         choices = _choices_by_position(fields.get("choices"))
-        objects += 1
         if choices and "message" not in choices[0]:
+            # JSON lines may be cut between two: what may be one of several is not the whole.
             is_chunk = "delta" in choices[0] or str(fields.get("object")).endswith(".chunk")
             parts += is_chunk or objects > 1
-        if len(choices) > 1:
-            for choice in choices:
-                yield dict(fields, choices=[choice])
-        else:
-            yield dict(fields, choices=choices)
+        if not choices:
+            yield dict(fields, choices=[])
+        for choice in choices:
+            yield dict(fields, choices=[choice])
     if not recognised:
         raise _not_ours(text, hide)
-    # JSON lines may be cut between two; one object is a whole reply.
     if not parts:
         yield _DONE
+
+
+def _listed_error(text: str, hide: Callable[[str], str]) -> APIError:
+    """The error for a JSON list, in which Google wraps its errors."""
+    try:
+        items = _parse_json(text)
+    except ValueError as error:
+        return _not_ours(text, hide, str(error))
+    if items and isinstance(items[0], dict) and "error" in items[0]:
+        return _reported_error(items, hide)
+    return _not_ours(text, hide)
 
 
 def _choices_by_position(choices: Any) -> List[Dict[str, Any]]:
@@ -1330,11 +1331,13 @@ class _LenientDecoder(SSEDecoder):
         return any([name.startswith(self.foreign) for name in _FIELD_NAMES])
 
 
-def _next_payload(text: str, at: int) -> Tuple[Optional[Dict[str, Any]], int]:
+def _next_payload(text: str, at: int,
+                  hide: Callable[[str], str]) -> Tuple[Optional[Dict[str, Any]], int]:
     """Read what begins at `text[at]`: a JSON object, _DONE, or None for something to skip.
 
     Returns where the next one begins, too: most events hold one object, but some servers send
-    several in an event, or forget the blank line between two.  Raises ValueError for anything else.
+    several in an event, or forget the blank line between two.  Raises the error that an object
+    reports, and ValueError for anything else.
     """
     if text[at] == "{":
         try:
@@ -1350,6 +1353,8 @@ def _next_payload(text: str, at: int) -> Tuple[Optional[Dict[str, Any]], int]:
                     raise ValueError("too deep")
         if end < len(text):
             end = _skip_blank(text, end).end()  # type: ignore[union-attr]
+        if fields.get("error") or fields.get("object") == "error":
+            raise _reported_error(fields, hide)
         return fields, end
     line = text[at:at + 100].partition("\n")[0].strip(" \t\r\"'")
     if line == "[DONE]":
@@ -1735,10 +1740,11 @@ class _ToolCalls:
             return self._by_index[index]
         known = self._by_id.get(id) if id else None
         call = self._by_index.get(index) if has_index else known
-        if call is not None and id and name:
-            if call.fields.get("id") not in (None, "", id):
-                call = known
-        if call is None and self._calls and not (id or name):
+        is_new = bool(id and name)
+        if call is not None and is_new and call.fields.get("id") not in (None, "", id):
+            call = known
+        continues = not (id or name)
+        if call is None and continues and self._calls:
             call = self._calls[-1]
         if call is None:
             call = _ToolCall()
@@ -2456,34 +2462,56 @@ def _parse_head(block: bytes) -> _Head:
     status_line = re.match(_STATUS_LINE, lines[0])
     if not status_line:
         raise _BrokenReply("the answer is no HTTP/1.1")
-    for line in lines[1:]:
-        if not re.match(_HEADER_LINE, line) or re.search("[\0-\x08\x0b-\x1f]", line):
-            raise _BrokenReply("the headers of the answer have a line that is no header")
-    if lines[1:] and lines[1][0] in " \t":
-        raise _BrokenReply("the headers of the answer begin with a continuation")
+    _check_header_lines(lines[1:])
     try:
         headers = http.client.parse_headers(io.BytesIO(block.partition(b"\n")[2]))
     except http.client.HTTPException as error:
         raise _BrokenReply("the headers of the answer cannot be read: %s" % error) from None
-    minor, status, reason = status_line.groups()
-    codings = headers.get_all("transfer-encoding") or []
-    lengths = set(map(str.strip, headers.get_all("content-length") or ()))
-    chunked = [str(coding).strip().lower() for coding in codings] == ["chunked"]
-    if codings and not chunked and [coding.strip().lower() for coding in codings] != ["identity"]:
-        raise _BrokenReply("the reply has transfer codings that are not understood")
-    if not chunked and lengths:
-        if len(lengths) > 1 or not re.match("[0-9]{1,18}$", min(lengths)):
-            raise _BrokenReply("the reply has no valid Content-Length")
-    length = int(min(lengths)) if lengths and not chunked else None
-    if status in ("204", "304"):
+    version, status, reason = status_line.groups()
+    chunked = _is_chunked(headers)
+    length = None if chunked else _content_length(headers)
+    if status in ("204", "304"):  # They have no body, whatever their headers say.
         chunked, length = False, 0
-    connection = str(headers.get("connection") or "").lower()
-    keep = "close" not in connection if minor == "1" else "keep-alive" in connection
-    # Both a coding and a length may be an attempt to smuggle a reply (RFC 9112, section 6.3).
-    keep = keep and not (chunked and lengths) and (chunked or length is not None)
+    has_end = chunked or length is not None
     coding = str(headers.get("content-encoding") or "").strip().lower()
-    return _Head(int(status), reason or "", headers, keep, chunked, length,
-                 "" if coding == "identity" else coding)
+    return _Head(int(status), reason or "", headers, has_end and _is_kept(headers, version),
+                 chunked, length, "" if coding == "identity" else coding)
+
+
+def _check_header_lines(lines: List[str]) -> None:
+    for line in lines:
+        if not re.match(_HEADER_LINE, line) or re.search("[\0-\x08\x0b-\x1f]", line):
+            raise _BrokenReply("the headers of the answer have a line that is no header")
+    if lines and lines[0].startswith((" ", "\t")):
+        raise _BrokenReply("the headers of the answer begin with a continuation")
+
+
+def _is_chunked(headers: Any) -> bool:
+    codings = [str(value).strip().lower() for value in headers.get_all("transfer-encoding") or ()]
+    if codings in ([], ["identity"], ["chunked"]):
+        return codings == ["chunked"]
+    raise _BrokenReply("the reply has transfer codings that are not understood")
+
+
+def _content_length(headers: Any) -> Optional[int]:
+    """The length of the body; None if its end is the connection's.  It may be told twice."""
+    lengths = {str(value).strip() for value in headers.get_all("content-length") or ()}
+    if not lengths:
+        return None
+    length = lengths.pop()
+    if lengths or not re.match("[0-9]{1,18}$", length):
+        raise _BrokenReply("the reply has no valid Content-Length")
+    return int(length)
+
+
+def _is_kept(headers: Any, version: str) -> bool:
+    """Whether the server keeps the connection, and we may."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        return False  # This may be an attempt to smuggle a reply (RFC 9112, section 6.3).
+    connection = str(headers.get("connection") or "").lower()
+    if version == "0":
+        return "keep-alive" in connection
+    return "close" not in connection
 
 
 def _read_head(connection: _Connection, call: _Call) -> _Head:
@@ -2927,18 +2955,22 @@ def _tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
     if bundle and not (cert_file or cert_dir):
         cert_file, cert_dir = ("", bundle) if os.path.isdir(bundle) else (bundle, "")
     try:
-        # OpenSSL reads the first two variables itself, but is silent about what is wrong.
-        if cert_file or cert_dir:
-            context.load_verify_locations(cert_file or None, cert_dir or None)
-        elif hasattr(ssl, "enum_certificates"):
-            _load_windows_store(context)
-        else:
-            context.load_default_certs()
+        _load_certificates(context, cert_file, cert_dir)
     except OSError as error:
         place = cert_file or cert_dir or "the system's store"
         raise OpenAIError("the CA certificates in %s cannot be read: %s"
                           % (place, error)) from error
     return context
+
+
+def _load_certificates(context: Any, cert_file: str, cert_dir: str) -> None:
+    if cert_file or cert_dir:
+        # OpenSSL reads the two variables itself, but is silent about what is wrong.
+        context.load_verify_locations(cert_file or None, cert_dir or None)
+    elif hasattr(ssl, "enum_certificates"):
+        _load_windows_store(context)
+    else:
+        context.load_default_certs()
 
 
 def _load_windows_store(context: Any) -> None:
@@ -5274,44 +5306,52 @@ def _as_utf8(word: str) -> str:
 
 def _check_arguments(args: _Arguments, refuse: Callable[[str], Any]) -> None:
     """Read the values of -o, and refuse what makes no sense."""
-    args.fields = {}
-    for option in args.options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            refuse("-o takes KEY=VALUE, not %r" % option)
-        try:
-            if value.startswith("@"):
-                with io.open(value[1:], encoding="utf-8-sig") as file:
-                    value = file.read()
-            args.fields[name] = json.loads(value)
-        except (OSError, UnicodeError) as error:
-            refuse("-o %s: %s" % (option, error))
-        except RecursionError:
-            refuse("-o %s: the value is nested too deeply" % name)
-        except ValueError as error:
-            if value.lstrip().startswith(("{", "[")):
-                refuse("-o %s: this is no JSON: %s" % (name, error))
-            args.fields[name] = value  # A plain text.
-    if args.key_env and args.key_env not in os.environ:
-        is_name = re.match("[A-Z][A-Z0-9_]*$", args.key_env)  # Else it may be the key itself.
-        refuse("--key-env: there is no environment variable %s" % (
-            args.key_env if is_name else "of this name"))
+    args.fields = dict([_read_option(option, refuse) for option in args.options])
+    if args.key_env:
+        _check_variable("--key-env", args.key_env, refuse)
     for header in args.headers:
-        name, _, variable = header.partition("=")
-        if variable not in os.environ:
-            is_name = re.match("[A-Z][A-Z0-9_]*$", variable)
-            refuse("-H takes NAME=ENVVAR, a header and the variable that holds its value: there is "
-                   "no variable %s" % (variable if is_name else "of this name"))
-    for option, number, least in (("--timeout", args.timeout, 0.0),
-                                  ("--deadline", args.deadline, 0.0),
-                                  ("--retries", args.retries, -1)):
-        if isinstance(number, (int, float)) and not number > least:
-            refuse("%s must be greater than %g, not %g" % (option, max(least, 0), number)
-                   if least == 0 else "%s must not be negative" % option)
+        name, equals, variable = header.partition("=")
+        if not equals:
+            refuse("-H takes NAME=ENVVAR: a header, and the variable that holds its value")
+        _check_variable("-H " + name, variable, refuse)
+    for option, seconds in (("--timeout", args.timeout), ("--deadline", args.deadline)):
+        if isinstance(seconds, float) and not seconds > 0:
+            refuse("%s must be greater than 0, not %g" % (option, seconds))
+    if args.retries < 0:
+        refuse("--retries must not be negative")
     if args.demo and args.base_url:
         refuse("--demo has a server of its own: leave --base-url out")
-    if "messages" in args.fields and (args.prompt or args.chat or args.system):
+    has_other = args.prompt or args.chat or args.system
+    if "messages" in args.fields and has_other:
         refuse("-o messages= is the whole conversation: leave the prompt, --system and --chat out")
+
+
+def _read_option(option: str, refuse: Callable[[str], Any]) -> Tuple[str, Any]:
+    """The name and value of KEY=VALUE, where VALUE may be JSON, or @FILE."""
+    name, equals, text = option.partition("=")
+    if not equals or not name:
+        refuse("-o takes KEY=VALUE, not %r" % option)
+    try:
+        if text.startswith("@"):
+            with io.open(text[1:], encoding="utf-8-sig") as file:
+                text = file.read()
+    except (OSError, ValueError) as error:
+        refuse("-o %s: %s" % (option, error))
+    try:
+        return name, json.loads(text)
+    except RecursionError:
+        refuse("-o %s: the value is nested too deeply" % name)
+    except ValueError as error:
+        if text.lstrip().startswith(("{", "[")):
+            refuse("-o %s: this is no JSON: %s" % (name, error))
+    return name, text  # A plain text.
+
+
+def _check_variable(option: str, variable: str, refuse: Callable[[str], Any]) -> None:
+    if variable not in os.environ:
+        is_name = re.match("[A-Z][A-Z0-9_]*$", variable)  # Else it may be the key itself.
+        refuse("%s: there is no environment variable %s" % (
+            option, variable if is_name else "of this name"))
 
 
 # -- what is done --
@@ -5328,7 +5368,7 @@ class _Command:
     def run(self) -> int:
         args = self.args
         has_input = sys.stdin is not None and not sys.stdin.isatty()
-        has_task = args.prompt or args.models or args.chat or "messages" in args.fields
+        has_task = any([args.prompt, args.models, args.chat, "messages" in args.fields])
         if args.help:
             self.console.answer(_HELP)
             return 0
@@ -5455,8 +5495,9 @@ class _Command:
         fields.update(args.fields)
         try:
             self.console.wait(True)
-            args.model = args.model or str(args.fields.get("model") or "") or self.find_model()
-            fields.setdefault("model", args.model)
+            if "model" not in fields:
+                args.model = args.model or self.find_model()
+                fields["model"] = args.model
             try:
                 self.answer(fields)
             except (BadRequestError, UnprocessableEntityError) as error:
@@ -5519,7 +5560,8 @@ class _Command:
         tokens = usage.completion_tokens
         streamed = stream.elapsed - first
         # A rate of one token, or of a tick of the clock, means nothing.
-        if isinstance(tokens, int) and tokens > 1 and streamed > 0.1 and not self.args.no_stream:
+        has_rate = isinstance(tokens, int) and tokens > 1 and streamed > 0.1
+        if has_rate and not self.args.no_stream:
             text += ", %.1f tokens/s" % (tokens / streamed)
         return "%s + %s tokens; %s" % (usage.prompt_tokens, tokens, text)
 
