@@ -282,7 +282,8 @@ class APIStatusError(APIError):
     def __init__(self, message: str, *, response: Optional[Response] = None,
                  body: Any = None) -> None:
         super().__init__(message, body=body)
-        self.response = cast(Response, response)
+        self.response = cast(  # pyright: ignore[reportIncompatibleVariableOverride]
+            Response, response)
         self.status_code: int = response.status_code if response else 0
 
 
@@ -322,7 +323,7 @@ class LengthFinishReasonError(OpenAIError):
     """A reply was cut by the token limit: the SDK's `parse` raises it, nothing here does."""
 
     def __init__(self, *, completion: "ChatCompletion") -> None:
-        super().__init__("the reply was cut by the token limit")
+        super().__init__("the reply was cut: its length limit was reached")
         self.completion = completion
 
 
@@ -330,7 +331,7 @@ class ContentFilterFinishReasonError(OpenAIError):
     """A reply was cut by a content filter: the SDK's `parse` raises it, nothing here does."""
 
     def __init__(self, *, completion: "Optional[ChatCompletion]" = None) -> None:
-        super().__init__("the reply was cut by the content filter")
+        super().__init__("the reply was cut by a content filter")
         self.completion = completion
 
 
@@ -545,7 +546,11 @@ class _WireObject:
     def model_validate_json(cls: Type[_Wired], text: Union[str, bytes]) -> _Wired:
         return cls(**json.loads(text))
 
-    model_construct = model_validate
+    @classmethod
+    def model_construct(cls: Type[_Wired], **fields: Any) -> _Wired:
+        return cls(**fields)
+
+    construct = model_construct
     dict = model_dump         # The SDK keeps pydantic's older names, too.
     json = model_dump_json
 
@@ -4288,8 +4293,8 @@ class _AzureRequester(_Requester):
 
     def _checked_key(self, key: Any) -> str:
         if not isinstance(key, str) or not key:
-            raise _AzureSettingError("the function for the key or token must return a str that is "
-                                     "not empty, not %s" % type(key).__name__)
+            raise _AzureSettingError("azure_ad_token_provider, or the function that is api_key, "
+                                     "must return a str that is not empty")
         return super()._checked_key(key)
 
     def _authorization(self, key: str) -> Tuple[str, str]:
