@@ -26,7 +26,7 @@ What this file reads, opens and contacts:
                   OPENAI_API_VERSION; certificates: SSL_CERT_FILE, SSL_CERT_DIR,
                   REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; proxies, as urllib reads them: HTTP_PROXY,
                   HTTPS_PROXY, NO_PROXY, REQUEST_METHOD; the command alone: OPENAI_MODEL,
-                  NO_COLOR, TERM, and what --key-env and -H name
+                  NO_COLOR, TERM, PYTHONIOENCODING, and what --key-env and -H name
     files         certificates, for reading; the command alone: what -o KEY=@FILE and --cacert name
     hosts         the one of base_url, or the proxy before it; DemoServer listens on 127.0.0.1
     never         writes a file, starts a process, checks for updates, follows a redirect to
@@ -1057,13 +1057,21 @@ class _Asked:
         self.usage = usage      # Token counts were asked for; they come behind the finish_reason.
 
 
+class _Whole:
+    """The verdict on a whole answer, and what went wrong behind it."""
+
+    def __init__(self, trouble: Optional[Exception]) -> None:
+        self.trouble = trouble
+
+
 def _answer(payloads: "Iterator[Optional[Dict[str, Any]]]", asked: _Asked,
-            call: "_Call") -> "Generator[Optional[ChatCompletionChunk], None, Optional[Exception]]":
+            call: "_Call") -> "Generator[Optional[ChatCompletionChunk], None, _Whole]":
     """Hand out the chunks of one reply, and judge whether it was whole.
 
     Yields a chunk as soon as it is there, and None where nothing more has come yet: whoever
-    iterates waits for bytes before he goes on.  Returns at the end of a whole answer: None, or
-    what went wrong behind it.  Raises what keeps an answer from being whole.
+    iterates waits for bytes before he goes on.  Returns _Whole at the end of a whole answer, and
+    raises what keeps an answer from being whole.  (A generator that an interrupt has ended
+    returns None.)
 
     An answer is whole when the server says [DONE], or when each choice seen, and as many as were
     asked for, has its finish_reason, however the body ends after that.  Anything else is a part
@@ -1108,7 +1116,7 @@ def _answer(payloads: "Iterator[Optional[Dict[str, Any]]]", asked: _Asked,
         trouble = error
     yield from door.rest()
     if whole and not _is_servers_word(trouble):
-        return trouble
+        return _Whole(trouble)
     try:
         raise trouble or APIConnectionError(message=(
             "the reply of %s ended with neither [DONE] nor a finish_reason for each choice (%d of "
@@ -1128,7 +1136,7 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"           # A byte order mark counts as blank.
 _FIELD_NAMES = ("data:", "event:", "id:", "retry:", "error:")
 
 _scan_once = cast(Any, _json_decoder).scan_once  # Written in C; decode() calls it, too.
-_skip_blank = re.compile(r"[ \t\r\n]*").match
+_find_text = re.compile(r"[^ \t\r\n]").search
 
 
 def _payloads(body: Iterator[bytes],
@@ -1142,10 +1150,12 @@ def _payloads(body: Iterator[bytes],
     """
     decoder = _LenientDecoder()
     start = yield from _first_bytes(body, decoder)
-    body = itertools.chain((start,), body)
-    if start.lstrip(_BLANK)[:1] in (b"{", b"[", b"<"):
-        yield from _whole_payloads(body, hide)
+    trimmed = start.lstrip(_BLANK)
+    if trimmed[:1] in (b"{", b"[", b"<"):
+        yield from _whole_payloads(itertools.chain((trimmed,), body), hide)
         return
+    if start:
+        body = itertools.chain((start,), body)
     first = ""
     recognised = False
     for event in _events(body, decoder):
@@ -1167,12 +1177,11 @@ def _payloads(body: Iterator[bytes],
                 continue
             if not recognised:
                 recognised = "choices" in fields or fields is _DONE
-                first = first or text[:1000]
+                first = "" if recognised else first or text
             yield fields
-    if first and not recognised:
-        raise _not_ours(first, hide)
-    if not first and decoder.foreign and not decoder.foreign_is_cut:
-        raise _not_ours(decoder.foreign, hide)
+    foreign = first or decoder.foreign
+    if foreign and not recognised:
+        raise _not_ours(foreign, hide)
 
 
 def _first_bytes(body: Iterator[bytes],
@@ -1237,7 +1246,8 @@ def _whole_payloads(body: Iterable[bytes],
 def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
     """The JSON objects of a text; whole replies become chunks, one for each choice."""
     if text.startswith("["):
-        raise _listed_error(text, hide)
+        yield from _listed_error(text, hide)
+        return
     at = objects = parts = 0
     recognised = False
     while at < len(text):
@@ -1269,15 +1279,17 @@ def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
         yield _DONE
 
 
-def _listed_error(text: str, hide: Callable[[str], str]) -> APIError:
-    """The error for a JSON list, in which Google wraps its errors."""
+def _listed_error(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
+    """Raise the error for a JSON list, in which Google wraps its errors; nothing if it is cut."""
     try:
         items = _parse_json(text)
     except ValueError as error:
-        return _not_ours(text, hide, str(error))
+        if _is_cut(error, text):
+            return iter(())
+        raise _not_ours(text, hide, str(error)) from None
     if items and isinstance(items[0], dict) and "error" in items[0]:
-        return _reported_error(items, hide)
-    return _not_ours(text, hide)
+        raise _reported_error(items, hide)
+    raise _not_ours(text, hide)
 
 
 def _choices_by_position(choices: Any) -> List[Dict[str, Any]]:
@@ -1306,8 +1318,8 @@ def _is_cut(error: ValueError, text: str) -> bool:
         return False
     if error.msg.startswith("Unterminated"):
         return True
-    # A text that is cut in a name or a number is told some letters before its end.
-    return error.pos >= len(text) - (0 if text.endswith("}") else 6)
+    # A text that is cut in a name (-Infinity) is told some letters before its end.
+    return error.pos >= len(text) - (0 if text.endswith("}") else 8)
 
 
 class _LenientDecoder(SSEDecoder):
@@ -1317,7 +1329,7 @@ class _LenientDecoder(SSEDecoder):
     tell that this is no event stream at all.
     """
 
-    foreign = ""    # The first unknown line.
+    foreign = ""    # The first unknown line, unless it is the start of a field's name.
     closed = False  # What comes now may be half an event.
 
     def close(self) -> List[ServerSentEvent]:
@@ -1327,13 +1339,9 @@ class _LenientDecoder(SSEDecoder):
     def _unknown(self, line: str) -> None:
         if line.startswith("{"):
             self._data.append(line)
-        elif not self.foreign:
-            self.foreign = line
-
-    @property
-    def foreign_is_cut(self) -> bool:
-        """Whether the unknown line is the start of a field's name."""
-        return any([name.startswith(self.foreign) for name in _FIELD_NAMES])
+        elif line.strip() and not self.foreign:
+            is_cut = any([name.startswith(line) for name in _FIELD_NAMES])
+            self.foreign = "" if is_cut else line
 
 
 def _next_payload(text: str, at: int,
@@ -1357,10 +1365,13 @@ def _next_payload(text: str, at: int,
                 if _is_too_deep(fields):
                     raise ValueError("too deep")
         if end < len(text):
-            end = _skip_blank(text, end).end()  # type: ignore[union-attr]
+            end = _skip_blank(text, end)
         if fields.get("error") or fields.get("object") == "error":
             raise _reported_error(fields, hide)
         return fields, end
+    begin = _skip_blank(text, at)
+    if begin > at:
+        return None, begin
     line = text[at:at + 100].partition("\n")[0].strip(" \t\r\"'")
     if line == "[DONE]":
         return _DONE, len(text)
@@ -1368,11 +1379,16 @@ def _next_payload(text: str, at: int,
         # Wrapped twice, or behind a JSON body.
         end = text.index("data:", at) + len("data:")
     elif not line or line.startswith(":"):
-        # A blank line, or a comment that a gateway has wrapped.
+        # Nothing, or a comment that a gateway has wrapped.
         end = text.find("\n", at) + 1 or len(text)
     else:
         raise ValueError("no JSON object")
-    return None, _skip_blank(text, end).end()  # type: ignore[union-attr]
+    return None, _skip_blank(text, end)
+
+
+def _skip_blank(text: str, at: int) -> int:
+    found = _find_text(text, at)
+    return found.start() if found else len(text)
 
 
 def _reported_error(report: Any, hide: Callable[[str], str]) -> APIError:
@@ -2087,7 +2103,7 @@ class _Call:
         self.network = network or _NoQueue()  # Entered while the network is waited for.
         self._until = math.inf
         self._sock: Any = None     # In use by this call, and by no other.
-        self._cancelled = threading.Event()
+        self._cancelled = False
         self._lock = threading.RLock()  # A signal handler may cancel the call in its own thread.
 
     def start(self, seconds: float) -> float:
@@ -2117,7 +2133,7 @@ class _Call:
 
         Raises socket.timeout if there are none, OSError if the call was cancelled.
         """
-        if self._cancelled.is_set():
+        if self._cancelled:
             raise OSError("closed")
         remaining = self.remaining
         if not remaining:
@@ -2127,13 +2143,14 @@ class _Call:
     def sleep(self, seconds: float) -> None:
         """Wait, but not beyond a cancellation."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self._cancelled.is_set():
-            self._cancelled.wait(max(0.0, min(end - time.monotonic(), _SLICE)))
+        while time.monotonic() < end and not self._cancelled:
+            # An event would wake at once, but not be safe to set in a signal handler.
+            time.sleep(max(0.0, min(end - time.monotonic(), 0.05)))
 
     def hold(self, sock: Any) -> None:
         """Use a socket, which `cancel` then shuts.  Raises OSError if the call was cancelled."""
         with self._lock:
-            if self._cancelled.is_set():
+            if self._cancelled:
                 raise OSError("closed")
             self._sock = sock
 
@@ -2141,12 +2158,12 @@ class _Call:
         """Use no socket any more; return whether it was left alone, and may serve another call."""
         with self._lock:
             self._sock = None
-            return not self._cancelled.is_set()
+            return not self._cancelled
 
     def cancel(self) -> None:
         """End the call at once."""
         with self._lock:
-            self._cancelled.set()
+            self._cancelled = True
             if self._sock is not None:
                 _shut(self._sock)
 
@@ -2157,7 +2174,7 @@ class _Call:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancelled
 
     @property
     def elapsed(self) -> float:
@@ -2230,6 +2247,13 @@ class _Secrets:
             part = re.escape(form)
             parts.append(part if len(form) > 7 else r"(?<!\w)%s(?!\w)" % part)
         return re.compile("|".join(parts))
+
+    def hide_in_headers(self, headers: Any) -> Any:
+        """The headers of an answer, in which a server may repeat what it was sent."""
+        hidden = http.client.HTTPMessage()
+        for name, value in headers.items():
+            hidden[name] = self.hide(str(value))
+        return hidden
 
     def hide_in(self, value: Any) -> Any:
         """A JSON value without the secrets."""
@@ -2366,7 +2390,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self._idle: List[Tuple[float, _Connection, Iterator[bytes]]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may close the client in its own thread.
         self._pid = os.getpid()
         self._closed = False
 
@@ -2380,8 +2404,7 @@ class _Pool:
                 stale = [idle for idle in self._idle if now - idle[0] > IDLE_SECONDS]
                 self._idle = self._idle[len(stale):]  # The oldest come first.
                 known = [idle for idle in self._idle if idle[1].route == route]
-                for idle in known[-1:]:
-                    self._idle.remove(idle)
+                self._idle = [idle for idle in self._idle if idle not in known[-1:]]
             for _, connection, _ in stale:
                 connection.close()
             if not known:
@@ -2753,7 +2776,7 @@ class _Handler(urllib.request.BaseHandler):
         if request.redirects >= 5 or not url or _origin(url) != _origin(request.full_url):
             return reply
         _log("debug", "%d: redirected to %s", code, _bare(url, request.secrets.hide))
-        _error_text(reply, request.call)
+        _error_body(reply, request.call)
         reply.release()
         again = _Request(request.call, request.secrets, request.get_method(), url,
                          request.own_headers, request.data, request.redirects + 1)
@@ -3086,15 +3109,16 @@ def _proxy_remedy(head: _Head, hide: Callable[[str], str], others: str = "") -> 
 def _status_error(reply: _Reply, url: str, call: _Call, secrets: _Secrets) -> APIStatusError:
     """The error for an answer that is no success, read to its end or to what can be had of it."""
     status, hide = reply.status, secrets.hide
-    text = _error_text(reply, call).strip()
+    body_bytes = _error_body(reply, call)
+    if len(body_bytes) >= MAX_ERROR_BODY:
+        body_bytes = body_bytes[:-secrets.longest]  # Half a secret may stand where it was cut.
+    text = body_bytes.decode("utf-8", "replace").strip()
     try:
         value = secrets.hide_in(_parse_json(text))
         text = _dump_json(value)
         body, words = _server_error(value)
     except ValueError:
         text = hide(text)
-        if len(text) > MAX_ERROR_BODY - 4:
-            text = text[:-secrets.longest]  # Half a secret may stand where it was cut.
         body, words = text, text
     if words.startswith("<"):
         words = "an HTML page" + _title(words)
@@ -3105,7 +3129,7 @@ def _status_error(reply: _Reply, url: str, call: _Call, secrets: _Secrets) -> AP
                                  _excerpt(words, 1000) or "no message",
                                  _status_hint(reply, url, words, hide), _bare(url))
     return _status_error_class(status)(
-        message, response=Response(status, reply.headers, text), body=body)
+        message, response=Response(status, secrets.hide_in_headers(reply.headers), text), body=body)
 
 
 def _title(page: str) -> str:
@@ -3137,7 +3161,7 @@ def _status_hint(reply: _Reply, url: str, words: str, hide: Callable[[str], str]
 _CODINGS = ("", "gzip", "x-gzip", "deflate")
 
 
-def _error_text(reply: _Reply, call: _Call) -> str:
+def _error_body(reply: _Reply, call: _Call) -> bytes:
     """The start of the body: however it ends, it must not keep the status from the caller."""
     body = b""
     with call.within(PATIENCE):
@@ -3148,7 +3172,7 @@ def _error_text(reply: _Reply, call: _Call) -> str:
                     break
         except OSError:
             pass
-    return body[:MAX_ERROR_BODY].decode("utf-8", "replace")
+    return body[:MAX_ERROR_BODY]
 
 
 class _Transport:
@@ -3179,10 +3203,10 @@ class _Transport:
                 raise error
             if reply.head.coding not in _CODINGS:
                 reply.close()
-                known = reply.head.coding in ("br", "zstd", "compress")
+                coding = secrets.hide(str(reply.headers.get("content-encoding")))
                 raise APIResponseValidationError(message=(
                     "the server compressed its reply, though that was not asked for, with %s"
-                    % (reply.head.coding if known else "a coding that is not known")))
+                    % _excerpt(coding)))
             return reply
         except (OSError, ValueError, http.client.HTTPException) as fault:
             raise _lost_connection(fault, call) from fault
@@ -3348,7 +3372,9 @@ class _BaseStream(Generic[_Item]):
         """An attempt was answered."""
         self._attempt = attempt
         self._state = _STREAMING
-        self.response = Response(attempt.reply.status, attempt.reply.headers)
+        secrets = self._exchange.secrets
+        self.response = Response(attempt.reply.status,
+                                 secrets.hide_in_headers(attempt.reply.headers))
         return attempt
 
     def _note_first(self, chunk: ChatCompletionChunk) -> None:
@@ -3356,11 +3382,15 @@ class _BaseStream(Generic[_Item]):
         if _brings_something(chunk):
             self._first_token_at = time.monotonic()
 
-    def _finish(self, attempt: _Attempt, trouble: Optional[Exception]) -> None:
-        """The answer is whole; `trouble` is what went wrong behind it."""
+    def _finish(self, attempt: _Attempt, verdict: Optional[_Whole]) -> None:
+        """The answer is whole, if there is a verdict: none comes from a dead generator."""
+        if verdict is None:
+            self._interrupt()
+            self._is_over()
+            return
         self._state = _WHOLE
         self._attempt = None
-        if trouble is None:
+        if verdict.trouble is None:
             attempt.reply.release()
         else:
             attempt.reply.close()
@@ -3446,15 +3476,16 @@ class _BaseStream(Generic[_Item]):
         """
         if self._state is _FAILED:
             return
-        error = APIConnectionError(message="the stream was interrupted while it was read")
-        self._complete(error, self._attempt.events if self._attempt else 0)
+        # First what matters: another interrupt may come.
         self._state = _FAILED
-        self._failure = error
+        self._failure = error = APIConnectionError(
+            message="the stream was interrupted while it was read")
+        attempt, self._attempt = self._attempt, None
         self._call.cancel()
-        if self._attempt is not None:
-            attempt, self._attempt = self._attempt, None
+        if attempt is not None:
             attempt.reply.close()
             self._log_end(attempt.events, "interrupted")
+        self._complete(error, attempt.events if attempt else 0)
 
     def _cut(self) -> None:
         """End the stream, from any thread; whoever reads it then gets an error."""
@@ -3611,7 +3642,7 @@ class Stream(_BaseStream[_Item], _Closing):
             try:
                 text = attempt.reply.read(MAX_EVENT).decode("utf-8-sig", "replace")
                 result = parse(text, self._exchange.secrets.hide)
-                self._finish(attempt, None)
+                self._finish(attempt, _Whole(None))
                 return result
             except (APIError, OSError) as fault:
                 self._call.sleep(self._retry(fault))
@@ -4665,7 +4696,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
             try:
                 data = await _in_thread(self._call, attempt.reply.read, MAX_EVENT)
                 result = parse(data.decode("utf-8-sig", "replace"), self._exchange.secrets.hide)
-                self._finish(attempt, None)
+                self._finish(attempt, _Whole(None))
                 return result
             except (APIError, OSError) as fault:
                 await self._wait(self._retry(fault))
