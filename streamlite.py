@@ -135,6 +135,8 @@ DEFAULT_MAX_RETRIES = 2         # The SDK's.
 MAX_EVENT = 16 * 1024 * 1024    # A line, an event or a whole reply; base64 images reach 10 MB.
 MAX_DEPTH = 64                  # Objects and lists in one another; replies have about ten.
 MAX_CHOICES = 1024              # Choices in an event, and tool calls in a choice of it.
+MAX_OBJECTS = 1000000           # Objects and lists in an event; each takes sixty times its text.
+MAX_TURN = 256                  # Chunks of one read, before the clock is looked at again.
 MAX_INFLATED = 1 << 30          # A whole body after gzip or deflate,
 MAX_RATIO = 256                 # and, beyond its first MiB, so many times what was received.
 MAX_HEADERS = 256 * 1024        # A header block with interim answers, or trailers; nginx: 32 KiB.
@@ -477,7 +479,7 @@ class _WireObject:
         copyreg.pickle(cls, _reduce)
 
     @property
-    def __deepcopy__(self) -> Callable[[Any], Any]:
+    def __deepcopy__(self) -> Callable[[Any], Any]:  # noqa: PLE0302
         # A property, which no key of a server shadows; copy.deepcopy asks the instance for it.
         return lambda memo: _copied(self, _plain(self))
 
@@ -1165,6 +1167,7 @@ def _payloads(body: Iterator[bytes],
         text = event.data
         if event.event == "error":
             raise _reported_error(text, hide)
+        _check_objects(text)
         at = 0
         while at < len(text):
             try:
@@ -1248,6 +1251,7 @@ def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
     if text.startswith("["):
         yield from _listed_error(text, hide)
         return
+    _check_objects(text)
     at = objects = parts = 0
     recognised = False
     while at < len(text):
@@ -1290,6 +1294,13 @@ def _listed_error(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, A
     if items and isinstance(items[0], dict) and "error" in items[0]:
         raise _reported_error(items, hide)
     raise _not_ours(text, hide)
+
+
+def _check_objects(text: str) -> None:
+    """Refuse a text that would become very many objects: `[[],[],...` takes 60 times its size."""
+    if len(text) > MAX_OBJECTS and text.count("{") + text.count("[") > MAX_OBJECTS:
+        raise APIResponseValidationError(
+            message="the server sent an event of more than %d objects" % MAX_OBJECTS)
 
 
 def _choices_by_position(choices: Any) -> List[Dict[str, Any]]:
@@ -1465,7 +1476,7 @@ class _Door:
         delta: Any = fields.get("delta")
         if delta.__class__ is not dict or not delta:
             delta = self._instead_of_delta(fields, index)
-        for name, value in delta.items():
+        for value in delta.values():
             if value.__class__ is str:
                 if self._halves or not (_is_ascii(value) or _is_well_formed(value)):
                     delta = self._mended(delta, index)
@@ -1564,8 +1575,10 @@ def _object(cls: Type[_Wired], fields: Any, texts: Sequence[str]) -> Optional[_W
 
 
 def _as_text(value: Any) -> Optional[str]:
-    """Arguments that a server has parsed become JSON text again; a number is no text."""
-    return _dump_json(value) if isinstance(value, (dict, list)) else None
+    """What a server or gateway has taken for a number, object or list is JSON text again."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, dict, list)):
+        return None
+    return _dump_json(value)
 
 
 def _tool_calls(calls: Any) -> Optional[List[ChoiceDeltaToolCall]]:
@@ -1586,7 +1599,7 @@ def _tool_call(fields: Dict[str, Any]) -> ChoiceDeltaToolCall:
         fields["index"] = _index(index, None)
     for name in ("id", "type"):
         if name in fields and fields[name].__class__ is not str:
-            fields[name] = None
+            fields[name] = _as_text(fields[name])
     if "function" in fields:
         fields["function"] = _object(
             ChoiceDeltaToolCallFunction, fields["function"], ("name", "arguments"))
@@ -1604,8 +1617,8 @@ def _text_parts(value: Any) -> Tuple[Optional[str], str]:
     text: Optional[str] = None
     reasoning = ""
     for part in value if isinstance(value, list) else (value,):
-        if isinstance(part, str):
-            text = (text or "") + part
+        if isinstance(part, (str, int, float)):
+            text = (text or "") + (part if isinstance(part, str) else _as_text(part) or "")
         elif isinstance(part, dict):
             thought = part.get("thinking") or part.get("summary")
             if part.get("type") in ("thinking", "reasoning"):
@@ -2139,6 +2152,13 @@ class _Call:
         if not remaining:
             raise socket.timeout("timed out")
         return min(remaining, 1e6)  # More need not fit the platform's time_t.
+
+    def look(self) -> None:
+        """Raise what ends the call, even if there is something to do that is no wait."""
+        if self._cancelled:
+            raise OSError("closed")
+        if time.monotonic() >= self.deadline:
+            raise socket.timeout("timed out")
 
     def sleep(self, seconds: float) -> None:
         """Wait, but not beyond a cancellation."""
@@ -2799,8 +2819,9 @@ def _open_socket(netloc: str, default_port: int, call: _Call) -> socket.socket:
     first_error: Optional[OSError] = None
     for i, (family, kind, protocol, _, address) in enumerate(addresses):
         others = len(addresses) - i - 1
-        sock = socket.socket(family, kind, protocol)
+        sock: Optional[socket.socket] = None
         try:
+            sock = socket.socket(family, kind, protocol)  # Fails where IPv6 is switched off.
             call.hold(sock)
             seconds = call.left() / (others + 1)
             if others and _is_loopback(str(address[0])):
@@ -2809,13 +2830,13 @@ def _open_socket(netloc: str, default_port: int, call: _Call) -> socket.socket:
             sock.settimeout(seconds)
             sock.connect(address)
             return sock
-        except OSError as error:
-            sock.close()
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, OSError):
+                raise
             if first_error is None or not isinstance(error, socket.timeout):
                 first_error = error
-        except BaseException:
-            sock.close()
-            raise
     try:
         raise first_error or OSError("the host has no address")
     finally:
@@ -3006,7 +3027,7 @@ def _load_windows_store(context: Any) -> None:
     if ssl is None:
         return
     for store in ("CA", "ROOT"):
-        for data, encoding, trust in getattr(ssl, "enum_certificates")(store):
+        for data, encoding, trust in cast(Any, ssl).enum_certificates(store):
             is_trusted = trust is True or ssl.Purpose.SERVER_AUTH.oid in trust
             if encoding == "x509_asn" and is_trusted:
                 try:
@@ -3292,7 +3313,8 @@ class _Attempt:
     def __init__(self, reply: _Reply, asked: _Asked, call: _Call, secrets: _Secrets) -> None:
         self.reply = reply
         self.chunks = _answer(_payloads(reply.body, secrets.hide), asked, call)
-        self.events = 0  # Chunks handed out.
+        self.events = 0          # Chunks handed out,
+        self.look_at = MAX_TURN  # and after how many the clock is looked at.
 
 
 class _Exchange:
@@ -3357,6 +3379,7 @@ class _BaseStream(Generic[_Item]):
 
     def _count_attempt(self) -> None:
         self._attempts += 1
+        self._ended_at = None
         self.response = None
         self._accumulator = Accumulator()
 
@@ -3600,6 +3623,9 @@ class Stream(_BaseStream[_Item], _Closing):
                         return None
                     attempt = self._open()
                 try:
+                    if attempt.events >= attempt.look_at:
+                        attempt.look_at += MAX_TURN
+                        self._call.look()
                     chunk = next(attempt.chunks)
                     if chunk is not None:
                         attempt.events += 1
@@ -4625,6 +4651,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
 
     async def _next(self) -> Optional[ChatCompletionChunk]:
         """As `Stream._next`."""
+        import asyncio
         if not self._reading.acquire(False):
             raise _Busy("another task reads this stream already")
         try:
@@ -4635,6 +4662,10 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
                         return None
                     attempt = await self._open()
                 try:
+                    if attempt.events >= attempt.look_at:
+                        attempt.look_at += MAX_TURN
+                        self._call.look()
+                        await asyncio.sleep(0)
                     chunk = next(attempt.chunks)
                     if chunk is not None:
                         attempt.events += 1
@@ -4738,8 +4769,8 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
 
     def _cut(self) -> None:
         """End the stream, from any thread; wake who waits for it."""
-        loop, waiter = self._loop, self._waiter
         super()._cut()
+        loop, waiter = self._loop, self._waiter  # Who waits from now on sees that it is over.
         if waiter is not None and not loop.is_closed():
             try:
                 loop.call_soon_threadsafe(_settle, waiter)
