@@ -2878,13 +2878,8 @@ class _ProxyHandler(urllib.request.ProxyHandler):
         if req.proxy or _bypasses_proxy(req.host, self._no_proxy):
             return
         source = self._source % type.upper()
-        parts = urllib.parse.urlsplit("")
-        try:
-            parts = urllib.parse.urlsplit(proxy if "://" in proxy else "http://" + proxy)
-            valid = parts.hostname and parts.port != 0 and ("@" in parts.netloc) == ("@" in proxy)
-        except ValueError:
-            valid = False
-        if not valid:
+        parts = _split_proxy(proxy)
+        if parts is None:
             raise OpenAIError("%s is not a valid URL: a # / ? or @ in its password must be written "
                               "%%23 %%2F %%3F %%40 (it is not shown here)" % source)
         if parts.scheme != "http":
@@ -2899,6 +2894,19 @@ class _ProxyHandler(urllib.request.ProxyHandler):
             req.add_unredirected_header("Proxy-authorization", "Basic " + credentials)
             req.secrets.add(password, credentials)
         req.set_proxy(parts.netloc.rpartition("@")[2], "http")
+
+
+def _split_proxy(proxy: str) -> Optional[urllib.parse.SplitResult]:
+    """The parts of a proxy's URL, whose scheme may be left out; None if it is not valid."""
+    try:
+        proxy.encode()
+        parts = urllib.parse.urlsplit(proxy if "://" in proxy else "http://" + proxy)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    # An @ that is not in the authority stood behind a letter that ends it.
+    is_whole = ("@" in parts.netloc) == ("@" in proxy)
+    return parts if has_host and is_whole else None
 
 
 def _windows_proxies(proxies: Dict[str, str]) -> Dict[str, str]:
@@ -5030,8 +5038,8 @@ def _demo_reply(request: Dict[str, Any]) -> Tuple[List[Dict[str, Any]], str]:
     if said["role"] == "tool":
         text = "The tool answered: " + words
     else:
-        last = words.split()
-        text = _DEMO_TEXT + ("... " if len(last) > 20 else "") + " ".join(last[-20:])
+        said_words = re.findall(r"\s*\S+", words)
+        text = _DEMO_TEXT + ("..." if len(said_words) > 20 else "") + "".join(said_words[-20:])
     tokens = re.findall(r"\s*\S+", text)
     limit = request.get("max_completion_tokens") or request.get("max_tokens") or len(tokens)
     deltas = [{"content": token} for token in tokens[:int(limit)]]
@@ -5276,6 +5284,14 @@ def _write_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
         else:  # Python 3.6.
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "replace"))
+
+
+def _read_all(source: Any, read: List[Any]) -> None:
+    """Put all of a file into `read`, or what prevents that; nohup leaves one without reading."""
+    try:
+        read.append(source.read() or b"")
+    except OSError as error:
+        read.append(b"" if error.errno == errno.EBADF else error)
 
 
 def _decode_input(data: bytes, tell: Callable[[str], None]) -> str:
@@ -5523,10 +5539,11 @@ class _Command:
         """What is piped in; a slow pipe is waited for, with a word."""
         if sys.stdin is None or sys.stdin.isatty() and "-" not in self.args.prompt:
             return ""
-        pieces: List[bytes] = []
-        # In a thread: on Windows Ctrl-C does not reach who reads from a pipe.
-        reader = threading.Thread(
-            target=lambda: pieces.append(sys.stdin.buffer.read()), daemon=True)
+        # Read in a thread, since on Windows Ctrl-C does not reach who reads from a pipe; and not
+        # through the buffer, whose lock the interpreter wants at its end.
+        source = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        read: List[Any] = []
+        reader = threading.Thread(target=_read_all, args=(source, read), daemon=True)
         reader.start()
         began, is_told = time.monotonic(), False
         while reader.is_alive():
@@ -5536,7 +5553,9 @@ class _Command:
                 self.console.tell(
                     "waiting for the end of standard input (without any: < %s%s)" % (
                         os.devnull, ", in Git Bash winpty" if os.name == "nt" else ""))
-        return _decode_input(b"".join(pieces), self.console.tell)
+        if isinstance(read[0], OSError):
+            raise OpenAIError("standard input cannot be read: %s" % read[0])
+        return _decode_input(read[0], self.console.tell)
 
     def find_model(self) -> str:
         if self.client.base_url == DEFAULT_BASE_URL:
@@ -5547,7 +5566,7 @@ class _Command:
             raise OpenAIError("name a model with -m: the server does not list its models") from None
         if len(names) != 1:
             raise OpenAIError("name a model with -m; the server has: %s"
-                              % (", ".join(names) or "none"))
+                              % (_excerpt(", ".join(names), 500) or "none"))
         return names[0]
 
     def ask(self, messages: List[Any]) -> int:
@@ -5676,7 +5695,8 @@ class _Command:
     def known_models(self) -> str:
         try:
             models = self.client.with_options(max_retries=0, timeout=PATIENCE).models.list()
-            return "; the server has: " + ", ".join([model.id for model in models.data[:20]])
+            names = ", ".join([model.id for model in models.data])
+            return "; the server has: " + _excerpt(names, 500)
         except OpenAIError:
             return ""
 
