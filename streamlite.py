@@ -1476,9 +1476,10 @@ class _Door:
         delta: Any = fields.get("delta")
         if delta.__class__ is not dict or not delta:
             delta = self._instead_of_delta(fields, index)
-        for value in delta.values():
+        for name, value in delta.items():
             if value.__class__ is str:
-                if self._halves or not (_is_ascii(value) or _is_well_formed(value)):
+                is_plain = _is_ascii(value) or _is_well_formed(value)
+                if self._halves or name in _OBJECTS or not is_plain:
                     delta = self._mended(delta, index)
                     break
             elif value is not None:
@@ -1515,12 +1516,12 @@ class _Door:
             elif name in _SPLIT_TEXTS:
                 text, reasoning = _text_parts(value)
                 if reasoning and name != "content":
-                    text = (text or "") + reasoning
-                elif reasoning:
-                    reasoning = (mended.get("reasoning_content") or "") + reasoning
-                    mended["reasoning_content"] = self._letters(reasoning, index, name)
-                if name != "reasoning_content" or text is not None:
-                    mended[name] = text and self._letters(text, index, name)
+                    text, reasoning = (text or "") + reasoning, ""
+                for target, piece in ((name, text), ("reasoning_content", reasoning)):
+                    if piece:
+                        before = mended.get(target) or ""
+                        mended[target] = before + self._letters(piece, index, target)
+                mended.setdefault(name, text)
             elif name == "function_call":
                 mended[name] = _object(FunctionCall, value, ("name", "arguments"))
             elif name == "audio":
@@ -1541,6 +1542,7 @@ class _Door:
 
 
 _SPLIT_TEXTS = ChoiceDelta._joined
+_OBJECTS = frozenset(("tool_calls", "function_call", "audio"))  # And never a text.
 
 
 _is_ascii = getattr(str, "isascii", lambda text: False)  # New in Python 3.7.
@@ -2023,7 +2025,7 @@ def _until_blank_line(connection: "_Connection", block: bytes,
         if len(taken) > limit:
             raise _BrokenReply("the headers are longer than %d bytes" % limit)
         yield b""
-    if len(taken) == len(block):
+    if not taken:
         raise ConnectionAbortedError("the connection was closed without an answer")
     raise _BrokenReply("the connection was closed in the middle of the headers")
 
