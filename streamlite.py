@@ -3845,8 +3845,9 @@ def _split_base_url(base_url: str) -> Tuple[str, str]:
         raise OpenAIError("base_url must not hold a user name or password: pass "
                           "default_headers={'Authorization': ...}")
     if parts.scheme not in ("http", "https"):
+        is_url = "://" in base_url
         raise OpenAIError("%s, not %s" % (
-            example, _excerpt(parts.scheme) + ":..." if parts.scheme else "a text without http://"))
+            example, _excerpt(parts.scheme) + ":..." if is_url else "a text without http://"))
     if not re.match(r"[\w.:%~-]+\Z", host):
         raise OpenAIError("%s: its host is not valid" % example)
     if path.endswith("/chat/completions"):
@@ -5088,6 +5089,7 @@ def _demo_handler(demo: DemoServer) -> Any:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+        model = ""
 
         def do_GET(self) -> None:
             path, _, name = self.path.partition("/models")
@@ -5104,9 +5106,11 @@ def _demo_handler(demo: DemoServer) -> Any:
                 length = int(self.headers["Content-Length"])
                 request = json.loads(self.rfile.read(length).decode())
                 model, chunks = request["model"], _demo_chunks(request)
-            except (ValueError, LookupError, TypeError, AttributeError):
-                self.refuse(400, "This is not a chat completion request.", "invalid_request_error")
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                self.refuse(400, "This is not a chat completion request: %s: %s" % (
+                    type(error).__name__, error), "invalid_request_error")
                 return
+            self.model = str(model)
             is_limited = demo.limited = model == "demo-rate-limit" and not demo.limited
             if self.path.split("?")[0] != "/v1/chat/completions":
                 self.refuse(404, "There is nothing at %s." % self.path, "not_found")
@@ -5126,6 +5130,12 @@ def _demo_handler(demo: DemoServer) -> Any:
                 if request.get("stream"):
                     self.stream(request["model"], chunks)
                     return
+                if self.model == "demo-error":
+                    self.refuse(500, "The demo model fails here.", "server_error")
+                    return
+                if self.model == "demo-lost":
+                    self.head(200, {"Content-Type": "application/json", "Content-Length": "100"})
+                    raise OSError("the connection breaks here")
                 whole = Accumulator()
                 for chunk in chunks:
                     whole.add(_wire(ChatCompletionChunk, chunk))
@@ -5172,10 +5182,11 @@ def _demo_handler(demo: DemoServer) -> Any:
                 self.send_header(name, value)
             self.end_headers()
 
+        def log_request(self, code: Any = "-", size: Any = "-") -> None:
+            demo.told(_excerpt("%s %s %s: %d" % (self.command, self.path, self.model, code)))
+
         def log_message(self, format: str, *args: Any) -> None:
-            line = _excerpt(format % args)
-            _log("debug", "demo server: %s", line)
-            demo.told(line)
+            _log("debug", "demo server: " + format, *args)
 
     return Handler
 
@@ -5229,7 +5240,7 @@ class _Console:
     """
 
     def __init__(self) -> None:
-        if os.name == "nt" and not os.environ.get("PYTHONIOENCODING"):
+        if not os.environ.get("PYTHONIOENCODING"):
             _write_utf8()
         # Who looks on sees reasoning, and a sign of waiting.
         self._person = sys.stderr is not None and sys.stderr.isatty()
@@ -5277,10 +5288,17 @@ class _Console:
 
 
 def _write_utf8() -> None:
-    """On Windows output that is no terminal has the code page's letters: write UTF-8."""
+    """Write UTF-8 where Python would not.
+
+    On Windows, output that is no terminal has the code page's letters; up to Python 3.6, a C locale
+    knows ASCII alone.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream.isatty() or not hasattr(stream, "buffer"):
+            continue
+        is_old = sys.version_info < (3, 7) and "ANSI" in str(stream.encoding)
+        if not (os.name == "nt" or is_old):
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -5345,7 +5363,8 @@ _OTHER_OPTIONS = {
                  "--key-env",
     "--key": "the key comes from the environment: set OPENAI_API_KEY, or name a variable with "
              "--key-env",
-    "--temperature": "write -o temperature=...", "--max-tokens": "write -o max_tokens=...",
+    "--temperature": "write -o temperature=...", "-t": "write -o temperature=...",
+    "--max-tokens": "write -o max_tokens=...",
     "--top-p": "write -o top_p=...", "--seed": "write -o seed=...",
 }
 
@@ -5374,7 +5393,7 @@ def _parse_arguments(argv: Optional[Sequence[str]]) -> _Arguments:
     for word in more:
         if word.startswith("-") and word != "-":
             # Without its value, which might be a key.
-            name = word.split("=")[0]
+            name = word.split("=")[0].replace("_", "-")
             shown = name if re.match("-[A-Za-z-]+$", name) else "an option"
             parser.error("unrecognized: %s; %s" % (shown, _OTHER_OPTIONS.get(name, "see --help")))
     args.prompt += more  # Words behind an option.
@@ -5404,6 +5423,10 @@ def _check_arguments(args: _Arguments, refuse: Callable[[str], Any]) -> None:
             refuse("%s must be greater than 0, not %g" % (option, seconds))
     if args.retries < 0:
         refuse("--retries must not be negative")
+    if args.cacert and not os.path.exists(args.cacert):
+        refuse("--cacert: there is no file %s" % args.cacert)
+    if args.models and args.prompt:
+        refuse("--models takes no prompt")
     if args.demo and args.base_url:
         refuse("--demo has a server of its own: leave --base-url out")
     has_other = args.prompt or args.chat or args.system
@@ -5448,24 +5471,24 @@ class _Command:
         self.args = args
         self.console = console
         self.client: Any = None
+        self.prompt = ""
         self.completion: Optional[ChatCompletion] = None
 
     def run(self) -> int:
         args = self.args
-        has_input = sys.stdin is not None and not sys.stdin.isatty()
-        has_task = any([args.prompt, args.models, args.chat, "messages" in args.fields])
         if args.help:
             self.console.answer(_HELP)
             return 0
-        if not has_task and not has_input:
-            if args.demo and sys.stdin is not None:
-                return self.serve()
-            self.console.write(sys.stderr, _HELP)
-            return 2
         if args.verbose:
             self.show_log()
-        demo = DemoServer() if args.demo else None
+        has_task = any([args.models, args.chat, "messages" in args.fields])
+        demo: Optional[DemoServer] = None
         try:
+            if not has_task:
+                self.prompt = self.read_prompt()
+            if not (has_task or self.prompt):
+                return self.serve() if args.demo else self.explain()
+            demo = DemoServer() if args.demo else None
             self.client = self.make_client(demo)
             with self.client:
                 return self.work()
@@ -5475,12 +5498,17 @@ class _Command:
             if demo:
                 demo.close()
 
+    def explain(self) -> int:
+        self.console.write(sys.stderr, _HELP)
+        return 2
+
     def serve(self) -> int:
         """Run a demo server until Ctrl-C, for other programs to be pointed at."""
         console = self.console
         try:
             demo = DemoServer(DEMO_PORT, told=console.tell)
         except OSError:
+            console.tell("(port %d is taken)" % DEMO_PORT)
             demo = DemoServer(told=console.tell)
         with demo:
             console.tell("A demo server listens; any key will do. In another terminal:\n")
@@ -5530,12 +5558,11 @@ class _Command:
             return _Conversation(self).run()
         if "messages" in args.fields:
             return self.ask([])
-        words = " ".join([word for word in args.prompt if word != "-"])
-        prompt = "\n\n".join(filter(None, [self.read_input().rstrip("\n"), words]))
-        if not prompt:
-            self.console.write(sys.stderr, _HELP)
-            return 2
-        return self.ask([{"role": "user", "content": prompt}])
+        return self.ask([{"role": "user", "content": self.prompt}])
+
+    def read_prompt(self) -> str:
+        words = " ".join([word for word in self.args.prompt if word != "-"])
+        return "\n\n".join(filter(None, [self.read_input().rstrip("\n"), words]))
 
     def read_input(self) -> str:
         """What is piped in; a slow pipe is waited for, with a word."""
@@ -5644,7 +5671,7 @@ class _Command:
         if self.args.no_stream:
             text = "after %.2f s" % stream.elapsed
         if usage is None:
-            return "no usage was sent; " + text
+            return ("no usage was sent; " if self.args.usage else "") + text
         tokens = usage.completion_tokens
         streamed = stream.elapsed - first
         # A rate of one token, or of a tick of the clock, means nothing.
@@ -5671,7 +5698,9 @@ class _Command:
         except OSError as failed:
             if not _is_closed_pipe(failed):
                 raise  # Else it failed all the same.
-        if isinstance(error, TypeError):
+        # Without a client it was an argument that was wrong.
+        has_arguments = self.args.base_url or self.args.headers
+        if isinstance(error, TypeError) or self.client is None and has_arguments:
             return 2
         return EX_TEMPFAIL if _is_transient(error) else 1
 
@@ -5685,13 +5714,16 @@ class _Command:
         for words, ours in (("pass default_headers={'Authorization': ...}", "use -H"),
                             ("set SSL_CERT_FILE to that CA's certificate",
                              "name that CA's certificate with --cacert"),
-                            ("base_url", address)):
+                            ("default_headers: ", "-H: "), ("base_url", address)):
             text = text.replace(words, ours)
-        if isinstance(error, AuthenticationError) and self.args.base_url:
-            if not (self.args.key_env or self.args.headers):
-                text += "; no key was sent: --base-url gets that of --key-env NAME alone"
+        if isinstance(error, AuthenticationError):
+            variable = self.args.key_env or "OPENAI_API_KEY"
+            has_key = self.args.key_env or self.args.headers or not self.args.base_url
+            text += ("; is the key in %s right?" % variable if has_key else
+                     "; no key was sent: --base-url gets that of --key-env NAME alone")
         if isinstance(error, NotFoundError):
             text += self.known_models()
+            text += "; /model NAME changes it" if self.args.chat else ""
         return text
 
     def known_models(self) -> str:
@@ -5717,8 +5749,8 @@ class _Conversation:
         if self._is_terminal:
             _prepare_readline()
             self._args.model = self._args.model or self._command.find_model()
-            self._tell("%s answers; exit or Ctrl-D leaves, /help lists the commands"
-                       % self._args.model)
+            self._tell("%s answers; exit or %s leaves, /help lists the commands" % (
+                self._args.model, "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"))
         first: Optional[str] = " ".join(self._args.prompt)
         code, stopped = 0, False
         while True:
@@ -5727,8 +5759,9 @@ class _Conversation:
                 stopped = False
                 if line is None or line.strip() in ("exit", "quit", "/exit", "/quit", "/bye"):
                     return code
-                if line.startswith("/") and "\n" not in line:
-                    self.obey(*line[1:].partition(" ")[::2])
+                command = re.match(r"/(\w+)( .*)?$", line)
+                if command:
+                    self.obey(command.group(1), command.group(2) or "")
                 elif line.strip():
                     self._history.append({"role": "user", "content": line})
                     code = self._command.ask(self._history)
@@ -5741,12 +5774,13 @@ class _Conversation:
                     return 130
                 else:
                     stopped = True
+                    self._tell("(Ctrl-C again, or exit, leaves)")
 
     def obey(self, command: str, value: str) -> None:
         value = value.strip()
         if command == "reset":
             self._history = []
-            self._tell("(the conversation was forgotten)")
+            self._tell("(the conversation was forgotten; model and system message stay)")
         elif command == "model":
             self._args.model = value or self._args.model
             self._tell("(model: %s)" % (self._args.model or "the server's"))
@@ -5754,7 +5788,7 @@ class _Conversation:
             self._args.system = value or self._args.system
             self._tell("(system message: %s)" % (self._args.system or "none"))
         else:
-            self._tell(_CHAT_HELP)
+            self._tell(("" if command == "help" else "no such command; ") + _CHAT_HELP)
 
     def remember(self) -> None:
         """Keep what was answered; forget a question that was not."""
