@@ -2331,6 +2331,8 @@ class _Connection:
         with self._in_use:
             try:
                 data = self._receive(call, wait, size)
+                if not data and call.cancelled:
+                    raise OSError("closed")  # By us: that is no end of a body.
             except _WOULD_BLOCK:
                 return False
             except OSError as fault:
