@@ -2348,6 +2348,8 @@ class _Connection:
         return True
 
     def _receive(self, call: _Call, wait: bool, size: int) -> bytes:
+        if self._pid != os.getpid():
+            raise OSError("the connection belongs to the process that this one was forked from")
         while True:
             timeout = min(call.left(), _SLICE)
             if not wait:
@@ -2679,12 +2681,14 @@ class _Reply:
 
     def read(self, size: int = MAX_ERROR_BODY) -> bytes:
         """At most so many bytes of the body."""
-        body = b""
+        pieces: List[bytes] = []
+        left = size
         for data in self.pieces():
-            body += data
-            if len(body) >= size:
+            pieces.append(data)
+            left -= len(data)
+            if left <= 0:
                 break
-        return body[:size]
+        return b"".join(pieces)[:size]
 
     def release(self) -> None:
         """Be done with it: its connection may serve another request."""
@@ -2715,6 +2719,8 @@ class _Handler(urllib.request.BaseHandler):
         self._context = context
 
     def http_open(self, request: Any) -> _Reply:
+        if not isinstance(request, _Request):
+            raise TypeError("handlers: a handler must pass on the request that it gets")
         if request.reply is not None:
             request.reply.close()  # A handler of the caller's asks again.
         call = request.call
@@ -2737,6 +2743,13 @@ class _Handler(urllib.request.BaseHandler):
         return self._exchange(self._connect(request, route), request)
 
     https_open = http_open
+
+    def http_response(self, request: Any, reply: Any) -> Any:
+        if not isinstance(reply, _Reply):
+            raise TypeError("handlers: a handler must return what the opener has given it")
+        return reply
+
+    https_response = http_response
 
     def _connect(self, request: _Request, route: _Route) -> _Connection:
         """All within the call's connect timeout: addresses, the proxy's answer, the handshake."""
@@ -3249,7 +3262,11 @@ class _Transport:
     def close(self) -> None:
         self.pool.close()
 
-    __del__ = close
+    def __del__(self) -> None:
+        # The opener and its handlers hold each other, and the pool: connections would wait for a
+        # garbage collection.  (A constructor that failed has left no pool.)
+        if "pool" in self.__dict__:
+            self.close()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3346,6 +3363,7 @@ class _Exchange:
 class _BaseStream(Generic[_Item]):
     """What both kinds of streams are: everything but the waiting."""
 
+    _state = _FAILED  # Until it is made: an interrupt may come before.
     _hints = ("a stream has chunks: iterate it, or call collect() for the whole reply; "
               "`completion` is what has come so far")
 
@@ -3353,7 +3371,6 @@ class _BaseStream(Generic[_Item]):
         self.response: Optional[Response] = None  # status_code, headers, request_id
         self._exchange = exchange
         self._call = exchange.call
-        self._state = _UNOPENED
         self._attempt: Optional[_Attempt] = None
         self._attempts = 0
         self._accumulator = Accumulator()
@@ -3364,6 +3381,7 @@ class _BaseStream(Generic[_Item]):
         self._first_token_at: Optional[float] = None
         self._ended_at: Optional[float] = None
         self._reading = threading.Lock()     # Held by whoever drives the pipeline.
+        self._state = _UNOPENED
 
     def __getattr__(self, name: str) -> NoReturn:
         hint = self._hints if name in ("choices", "usage", "message", "delta", "id") else ""
@@ -3920,7 +3938,12 @@ class _Requester:
         self.change(settings)
 
     def change(self, settings: Dict[str, Any]) -> None:
-        """Take settings over; what cannot work is told at once."""
+        """Take settings over, unless they cannot work, which is told at once."""
+        changed = copy.copy(self)
+        changed._set(settings)
+        self.__dict__.update(changed.__dict__)
+
+    def _set(self, settings: Dict[str, Any]) -> None:
         for name, value in settings.items():
             setattr(self, name, value)
         _timeouts(self.timeout)
@@ -4081,6 +4104,10 @@ class _BaseClient(_Part):
     timeout = _Setting()
     max_retries = _Setting()
     deadline = _Setting()
+    default_headers = _Setting()
+    default_query = _Setting()
+    ssl_context = _Setting()
+    handlers = _Setting()
 
     def __init__(self, *positional: NoReturn, api_key: Any = None,
                  organization: Optional[str] = None, project: Optional[str] = None,
@@ -4337,7 +4364,7 @@ class _AzureRequester(_Requester):
         "api_version", "azure_ad_token", "azure_ad_token_provider"}
     api_version: str
 
-    def change(self, settings: Dict[str, Any]) -> None:
+    def _set(self, settings: Dict[str, Any]) -> None:
         settings = dict(settings)
         token = settings.pop("azure_ad_token", None)
         token = settings.pop("azure_ad_token_provider", None) or token
@@ -4345,7 +4372,7 @@ class _AzureRequester(_Requester):
             settings.update(api_key=token, _key_header="Authorization")
         elif "api_key" in settings:
             settings["_key_header"] = "api-key"
-        super().change(settings)
+        super()._set(settings)
 
     def query(self, extra_query: Any) -> str:
         query = {"api-version": self.api_version}
@@ -5716,7 +5743,8 @@ class _Command:
         for words, ours in (("pass default_headers={'Authorization': ...}", "use -H"),
                             ("set SSL_CERT_FILE to that CA's certificate",
                              "name that CA's certificate with --cacert"),
-                            ("default_headers: ", "-H: "), ("base_url", address)):
+                            ("pass `handlers`, or ", ""), ("default_headers: ", "-H: "),
+                            ("base_url", address)):
             text = text.replace(words, ours)
         if isinstance(error, AuthenticationError):
             variable = self.args.key_env or "OPENAI_API_KEY"

@@ -1,15 +1,20 @@
-"""Tests of streamlite: `python3 test_streamlite.py` or `python3 -m unittest`, on Python 3.6 and newer.
+"""Tests of streamlite: `python3 test_streamlite.py` or `python3 -m unittest`, from Python 3.6 on.
 
-They need the standard library, streamlite.py beside this file and the loopback interface, nothing else.
-Every server in here is a real socket that does what a script says, byte by byte:
+They need the standard library, streamlite.py beside this file and the loopback interface, nothing
+else. The sections are those of streamlite.py, in its order and by its names; before them stand the
+helpers, after them come programs that were written for the SDK and those of the README.
 
-    with Server(reply(503), stream_reply(HELLO)) as server: # a script for each request, the last one for all further
-        stream = ask(client(server, max_retries=1))
-        self.assertText(stream.collect(), 'Hello world')
+What is tested over a socket has a server at the other end that does what a script says, byte by
+byte:
+
+    with served(reply(503), stream_reply(HELLO), max_retries=1) as (server, asker):
+        self.assertText(ask(asker), 'Hello world')
     self.assertEqual(len(server.requests), 2)
 
-A script is bytes to send (the connection is closed after a head with "Connection: close", else kept), or a function of
-a `Peer`. No test sleeps: scripts wait for an Event or for `peer.wait_closed()`.
+There is a script for each request, and the last one serves all further ones. A script is bytes to
+send (the connection is closed after a head with "Connection: close", else kept), or a function of a
+`Peer`. No test sleeps: scripts wait for an Event or for `peer.wait_closed()`. No test measures how
+fast something is: what must not wait has a peer that holds for LONG, and is back within PROMPT.
 """
 import ast
 import asyncio
@@ -20,6 +25,8 @@ import contextlib
 import copy
 import email.utils
 import gc
+import http.client
+import inspect
 import io
 import itertools
 import json
@@ -39,7 +46,11 @@ import tempfile
 import threading
 import time
 import traceback
+import tracemalloc
+import typing
+import unicodedata
 import unittest
+import urllib.parse
 import urllib.request
 import warnings
 import zlib
@@ -54,32 +65,77 @@ except ImportError:  # Windows
     pty = None
 
 try:
+    import readline
+except ImportError:
+    readline = None
+
+try:
     import ssl
 except ImportError:
     ssl = None
 
 import streamlite  # the one line to change for a vendored copy: from mypackage import streamlite
 
+
+# --------------------------------------------------------------------------------------------------
+# Helpers: what servers say, a server that says it, clients that ask, and the base of all tests
+# --------------------------------------------------------------------------------------------------
+
 FOLDER = os.path.dirname(os.path.abspath(streamlite.__file__))
-# Whatever must never be shown holds the mark; the end of every test looks for it in all that was said.
+SCRIPT = os.path.abspath(streamlite.__file__)
+MODULE = streamlite.main.__code__.co_filename  # as frames name it
+
+# Seconds. A timeout of SHORT is meant to pass, and one of MEDIUM after something else has come.
+# LONG is what scripts hold and clients wait where nobody is meant to wait for it, and PROMPT what
+# even a busy machine needs where nobody did.
+SHORT, MEDIUM, PROMPT, LONG = 0.1, 0.4, 10, 25
+
+# Whatever must never be shown holds the mark; the end of every test looks for it in all that was
+# said: every error's traceback, repr and attributes, and every log line.
 MARK = 'never-shown'
 KEY = 'sk-' + MARK + '-key'
 PASSWORD = 'pw-' + MARK
-SAID = []  # every error's traceback, repr and attributes, and every log line, of the running test
+SAID = []
 
+PATH = '/v1/chat/completions'
+AGAIN = {'retry-after-ms': '1'}  # a server that wants the next attempt at once
+GZIP = {'Content-Encoding': 'gzip'}
 
-# ---- what servers say ----------------------------------------------------------------------------
 
 def delta(content=None, finish_reason=None, index=0, **fields):
     """A chunk, as a dict, with one choice; further fields go into its delta."""
     if content is not None:
         fields['content'] = content
-    choice = {'index': index, 'delta': fields, 'finish_reason': finish_reason}
-    return {'id': 'chatcmpl-1', 'object': 'chat.completion.chunk', 'created': 1, 'model': 'm', 'choices': [choice]}
+    return choice(index, finish_reason, delta=fields)
+
+
+def choice(index=0, finish_reason=None, **fields):
+    """A chunk, as a dict, with one choice of these fields."""
+    fields.update(index=index, finish_reason=finish_reason)
+    return {'id': 'chatcmpl-1', 'object': 'chat.completion.chunk', 'created': 1, 'model': 'm',
+            'choices': [fields]}
+
+
+def whole_reply(content='Hello world', finish_reason='stop', **message):
+    """A whole completion, as a dict; further fields go into its message."""
+    message = dict({'role': 'assistant', 'content': content}, **message)
+    return {'id': 'chatcmpl-1', 'object': 'chat.completion', 'created': 1, 'model': 'm',
+            'choices': [{'index': 0, 'message': message, 'finish_reason': finish_reason}]}
+
+
+def call(index=None, id=None, name=None, arguments=None, **fields):
+    """A fragment of a tool call, without what is None."""
+    function = {'name': name, 'arguments': arguments}
+    function = {key: value for key, value in function.items() if value is not None}
+    fragment = {'index': index, 'id': id, 'function': function or None}
+    return dict({key: value for key, value in fragment.items() if value is not None}, **fields)
 
 
 def sse(*objects, done=True):
-    """The bytes of an event stream: a dict becomes JSON, a str is an event's data, bytes are the stream as it is."""
+    """The bytes of an event stream.
+
+    A dict becomes JSON, a str is an event's data, bytes are the stream as it is.
+    """
     parts = []
     for item in objects + (('[DONE]',) if done else ()):
         if isinstance(item, dict):
@@ -88,21 +144,49 @@ def sse(*objects, done=True):
     return b''.join(parts)
 
 
-HELLO = sse(delta('Hel', role='assistant'), delta('lo '), delta('world'), delta(finish_reason='stop'))
-HELLO_CUT = sse(delta('Hel', role='assistant'), delta('lo '), done=False)  # neither finish_reason nor [DONE]
+def framed(*payloads, before='data: ', after='\n\n'):
+    """Payloads as another kind of server would send them."""
+    return ''.join(before + payload + after for payload in payloads).encode()
+
+
+STOP = delta(finish_reason='stop')
+CHUNKS = [delta('Hel', role='assistant'), delta('lo '), delta('world'), STOP]
+LINES = [json.dumps(chunk) for chunk in CHUNKS]
+WHOLE = whole_reply()
+MODELS = {'object': 'list',
+          'data': [{'id': 'one', 'object': 'model'}, {'id': 'two', 'object': 'model'}]}
+HEL, LO, WORLD, FINISH = (sse(chunk, done=False) for chunk in CHUNKS)
+DONE = sse()
+FINISHED = HEL + LO + WORLD + FINISH
+HELLO = FINISHED + DONE
+HELLO_CUT = HEL + LO  # neither finish_reason nor [DONE]
 
 
 def chunked(body, size=None, last=True):
-    """The body in the chunked coding, in chunks of `size` bytes (all in one by default); `last=False`: not its end."""
+    """The body in the chunked coding, in chunks of `size` bytes (all in one by default).
+
+    `last=False` leaves its end out.
+    """
     size = size or len(body) or 1
     pieces = [body[at:at + size] for at in range(0, len(body), size)] + ([b''] if last else [])
     return b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in pieces)
+
+
+def packed(body, window=31):
+    """The body compressed: 31 makes gzip, 15 zlib, -15 raw deflate."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, window)
+    return packer.compress(body) + packer.flush()
 
 
 def head(status=200, headers=()):
     """A status line and a header block, with nothing added."""
     lines = ['HTTP/1.1 %d Scripted' % status] + ['%s: %s' % pair for pair in dict(headers).items()]
     return '\r\n'.join(lines + ['', '']).encode('latin-1')
+
+
+def packed_reply(body):
+    """An event stream in gzip, ended by the close."""
+    return head(200, dict(GZIP, Connection='close')) + packed(body)
 
 
 def reply(status=200, headers=(), body=b''):
@@ -122,7 +206,7 @@ def error_reply(status, headers=(), message='scripted failure', **fields):
 
 
 def stream_reply(body, framing='chunked', headers=()):
-    """An event stream whose end is told by its chunks, by its length, or by the close of the connection."""
+    """An event stream whose end is told by its chunks, by its length, or by the close."""
     fields = {'Content-Type': 'text/event-stream'}
     if framing == 'chunked':
         fields['Transfer-Encoding'], body = 'chunked', chunked(body)
@@ -134,12 +218,16 @@ def stream_reply(body, framing='chunked', headers=()):
     return head(200, fields) + body
 
 
+STREAM_HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n'  # without its end
 CHUNKED_HEAD = head(200, {'Content-Type': 'text/event-stream', 'Transfer-Encoding': 'chunked'})
 
 
 def begun(body):
     """A chunked event stream that has not ended."""
     return CHUNKED_HEAD + chunked(body, last=False)
+
+
+WAITING = begun(HELLO_CUT)  # a stream that says "Hello " and then nothing more
 
 
 def cut(data):
@@ -157,10 +245,40 @@ def stall(data=b''):
     return lambda peer: (peer.send(data), peer.wait_closed())
 
 
-# ---- the server ----------------------------------------------------------------------------------
+def watched(data=WAITING):
+    """A script as `stall` makes it, and an Event: its client has gone."""
+    gone = threading.Event()
+    return lambda peer: (peer.send(data), peer.wait_closed() and gone.set()), gone
+
+
+def pace(what, start=b'', seconds=0.01):
+    """A script that says `start`, then `what` again and again until the client has gone."""
+    def script(peer):
+        peer.send(start)
+        while not peer.wait_closed(seconds):
+            peer.send(what)
+    return script
+
+
+def flood(start, piece, most=1 << 28):
+    """A script that says `piece` as fast as it is read.
+
+    It fails when `most` bytes were taken; buffers take some.
+    """
+    def script(peer):
+        peer.send(start)
+        for _ in range(most // len(piece)):
+            peer.send(piece)
+        raise AssertionError('%d bytes were read' % most)
+    return script
+
 
 class Request:
-    """What came: `method`, `path`, `headers` (a dict, names in lower case), `body`, `connection` (1 for the first)."""
+    """What came.
+
+    It has `method`, `path`, `headers` (a dict, names in lower case), `body` and `connection`, which
+    is 1 for the server's first.
+    """
 
     def __init__(self, start, body, connection):
         lines = start.decode('latin-1').split('\r\n')
@@ -187,16 +305,18 @@ class Peer:
         self.socket.sendall(data)
 
     def close(self):
-        # not the same as losing the last reference: the client is told at once, whoever else holds the socket
+        # This is not the same as losing the last reference: the client is told at once, whoever
+        # else holds the socket.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
         self.socket.close()
 
     def reset(self):
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        linger = struct.pack('hh' if sys.platform == 'win32' else 'ii', 1, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.socket.close()
 
-    def wait_closed(self, timeout=5):
+    def wait_closed(self, timeout=LONG):
         """Whether the client goes away within `timeout`; what it still sends is thrown away."""
         self.socket.settimeout(timeout)
         try:
@@ -232,18 +352,51 @@ class Peer:
             self._buffer += data
 
 
+class Forgetful(Peer):
+    """Reads a request and keeps nothing of its body."""
+
+    size, pause = 1 << 16, None  # bytes read at once, and seconds between
+
+    def read_request(self):
+        if self.pause:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.size)
+        self._fill(lambda: b'\r\n\r\n' in self._buffer)
+        start, found, self._buffer = self._buffer.partition(b'\r\n\r\n')
+        if not found:
+            return None
+        request = Request(start, b'', self.number)
+        left = int(request.headers.get('content-length', 0)) - len(self._buffer)
+        self._buffer = b''
+        while left > 0:
+            if self.pause:
+                threading.Event().wait(self.pause)
+            data = self.socket.recv(min(left, self.size))
+            if not data:
+                return None
+            left -= len(data)
+        return request
+
+
+class SlowReader(Forgetful):
+    """Takes longer than MEDIUM for eight megabytes."""
+
+    pause = 0.004
+
+
 class Server:
     """A loopback server; a thread for each connection.
 
-    `url` is its base URL, `port` its port, `requests` what came (a list of `Request`), `connections` how many were
-    opened. On leaving `with` all connections are closed and an exception in a script is raised. `tls` is a server's
-    SSLContext; `peer` a subclass of Peer that reads requests in another way.
+    `url` is its base URL, `port` its port, `requests` what came (a list of `Request`) and
+    `connections` how many were opened. On leaving `with` all connections are closed and an
+    exception in a script is raised. `tls` is a server's SSLContext; `peer` a subclass of Peer that
+    reads requests in another way.
     """
 
     def __init__(self, *scripts, tls=None, peer=Peer):
         self.requests, self.connections = [], 0
         self._scripts, self._tls, self._peer = list(scripts) or [stream_reply(HELLO)], tls, peer
-        self._lock, self._peers, self._threads, self._failure, self._open = threading.Lock(), [], [], None, True
+        self._lock, self._open, self._failure = threading.Lock(), True, None
+        self._peers, self._threads = [], []
 
     def __enter__(self):
         self._listener = socket.socket()
@@ -263,7 +416,7 @@ class Server:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(peer.socket, socket.SHUT_RDWR)
         for thread in self._threads[1:]:
-            thread.join(5)
+            thread.join(LONG)
         if self._failure and exc_info[0] is None:
             raise self._failure
 
@@ -313,18 +466,67 @@ class Server:
             peer.close()
 
 
-# ---- asking --------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def deaf_server():
+    """A server that accepts connections and reads nothing."""
+    over = threading.Event()
 
-def client(server, **options):
-    """A client of the server (None with a base_url of its own), which retries only where a test says so."""
-    options = dict({'api_key': KEY, 'base_url': server and server.url, 'max_retries': 0, 'timeout': 5}, **options)
-    return streamlite.OpenAI(**options)
+    class Deaf(Peer):
+        def read_request(self):
+            over.wait(LONG)
+
+    with Server(peer=Deaf) as server:
+        try:
+            yield server
+        finally:
+            over.set()
+
+
+class Blocking(urllib.request.BaseHandler):
+    """A handler of urllib's that holds up whoever opens a stream."""
+
+    def __init__(self):
+        self.release, self.busy = threading.Event(), []
+
+    def __copy__(self):
+        return self
+
+    def http_request(self, request):
+        self.busy.append(request)
+        self.release.wait(LONG)
+        return request
+
+
+def client(server, kind=streamlite.OpenAI, **options):
+    """A client of the server, which retries only where a test says so.
+
+    The server is None where the options hold a base_url.
+    """
+    usual = {'api_key': KEY, 'base_url': server and server.url, 'max_retries': 0, 'timeout': LONG}
+    return kind(**dict(usual, **options))
+
+
+def async_client(server, **options):
+    """`client`, asynchronous."""
+    return client(server, kind=streamlite.AsyncOpenAI, **options)
+
+
+@contextlib.contextmanager
+def served(*scripts, tls=None, peer=Peer, **options):
+    """A server that does what the scripts say, and a client of it with these options."""
+    with Server(*scripts, tls=tls, peer=peer) as server, client(server, **options) as asker:
+        yield server, asker
 
 
 def ask(client, **options):
     """A stream; `stream=False` a whole completion."""
-    options = dict({'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}], 'stream': True}, **options)
-    return client.chat.completions.create(**options)
+    usual = {'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}], 'stream': True}
+    return client.chat.completions.create(**dict(usual, **options))
+
+
+def chat(text):
+    """Messages that hold this text."""
+    return [{'role': 'user', 'content': text}]
 
 
 def text_of(completion):
@@ -333,13 +535,141 @@ def text_of(completion):
     return choices[0].message.content or '' if choices else ''
 
 
-def run_python(*arguments, input=None, timeout=20, **environment):
-    """Another Python beside streamlite.py: its CompletedProcess, in text."""
-    done = subprocess.run([sys.executable] + list(arguments), input=input, timeout=timeout, cwd=FOLDER,
-                          env=dict(os.environ, **environment), universal_newlines=True,
+async def gather_text(stream):
+    """The text of an asynchronous stream that is iterated to its end."""
+    texts = []
+    async for chunk in stream:
+        texts.append(chunk.choices[0].delta.content or '' if chunk.choices else '')
+    return ''.join(texts)
+
+
+Outcome = collections.namedtuple('Outcome', 'result seconds requests connections')
+
+
+def outcome(scripts, **options):
+    """What streaming from such a server comes to: the text, or the error.
+
+    Nothing but an OpenAIError is an outcome.
+    """
+    with Server(*scripts) as server:
+        return outcome_of(server, **options)
+
+
+def outcome_of(server, **options):
+    start = time.monotonic()
+    try:
+        with client(server, **options) as asker, ask(asker) as stream:
+            result = ''.join(stream.text())
+    except streamlite.OpenAIError as error:
+        remember(error)
+        result = error
+    return Outcome(result, time.monotonic() - start, server.requests, server.connections)
+
+
+def outcomes(cases, **options):
+    """The names of a table's cases and what comes of them, tried at the same time."""
+    return zip(cases, at_once(*[lambda scripts=scripts: outcome(scripts, **options)
+                                for scripts in cases.values()]))
+
+
+def at_once(*calls):
+    """What the calls return, all made at the same time: many short waits cost as much as one."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+class Interrupt(BaseException):
+    """What a signal's handler raises: no error of the library's and no Exception."""
+
+
+@contextlib.contextmanager
+def interrupted(number):
+    """Raise Interrupt at one call inside the module, made by this thread; yields how many came."""
+    calls = [0]
+
+    def profile(frame, event, argument):
+        if event == 'call' and frame.f_code.co_filename == MODULE:
+            outer = frame
+            while outer is not None:  # Python drops what is raised while an object is deleted
+                if outer.f_code.co_name == '__del__':
+                    return
+                outer = outer.f_back
+            calls[0] += 1
+            if calls[0] == number:
+                raise Interrupt
+
+    # Python writes to standard error what is raised while a generator is thrown away.
+    with contextlib.redirect_stderr(io.StringIO()):
+        sys.setprofile(profile)
+        try:
+            yield calls
+        finally:
+            sys.setprofile(None)
+
+
+def no_waits():
+    """While this is patched, nobody waits between attempts of which the server says nothing."""
+    return mock.patch('random.random', return_value=4)
+
+
+@contextlib.contextmanager
+def switching_often():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def dead_port():
+    """A port of 127.0.0.1 at which nobody listens."""
+    with contextlib.closing(socket.socket()) as unused:
+        unused.bind(('127.0.0.1', 0))
+        yield unused.getsockname()[1]
+
+
+def asyncio_run(coroutine):
+    """asyncio.run, which Python 3.6 has not."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
+
+
+def read_file(path):
+    """Its text, '' if there is none."""
+    if not os.path.exists(path):
+        return ''
+    with io.open(path, encoding='utf-8') as file:
+        return file.read()
+
+
+def write_file(path, text):
+    with io.open(path, 'w', encoding='utf-8', newline='\n') as file:
+        file.write(text)
+
+
+Ran = collections.namedtuple('Ran', 'code out err')  # an exit code, and the text on the two outputs
+
+
+def run_python(*arguments, input=b'', cwd=FOLDER, **environment):
+    """Run another Python, with pipes, beside streamlite.py unless told otherwise."""
+    done = subprocess.run([sys.executable] + list(arguments), input=input, timeout=4 * LONG,
+                          cwd=cwd,
+                          env=dict(os.environ, **environment),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    SAID.append(done.stdout + done.stderr)
-    return done
+    ran = Ran(done.returncode, read_pipe(done.stdout), read_pipe(done.stderr))
+    SAID.extend(ran[1:])
+    return ran
+
+
+def read_pipe(data):
+    """What a program wrote, whatever its system ends lines with."""
+    return data.decode('utf-8').replace('\r\n', '\n')
 
 
 def remember(error):
@@ -348,15 +678,28 @@ def remember(error):
     SAID.append('%r %s %r' % (error, error, vars(error)))
 
 
+def open_sockets():
+    """The descriptors of this process that are sockets; on Windows none can be listed."""
+    found = set()
+    for name in os.listdir('/dev/fd') if os.path.isdir('/dev/fd') else ():
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                found.add(int(name))
+    return found
+
+
 class TestCase(unittest.TestCase):
-    """An environment without the user's own settings; a thread, socket or secret that a test leaves behind fails it."""
+    """An environment without the user's own settings.
+
+    A thread, socket, warning or secret that a test leaves behind fails it.
+    """
 
     def setUp(self):
         patch = mock.patch.dict(os.environ)
         patch.start()
         self.addCleanup(patch.stop)
         for name in list(os.environ):
-            ours = name.startswith(('OPENAI_', 'SSL_', 'SSLKEY', 'REQUESTS_CA', 'CURL_CA'))
+            ours = name.startswith(('OPENAI_', 'AZURE_', 'SSL', 'REQUESTS_CA', 'CURL_CA'))
             if ours or name.lower().endswith('_proxy'):
                 del os.environ[name]
         logger = logging.getLogger('streamlite')
@@ -368,14 +711,37 @@ class TestCase(unittest.TestCase):
         self.addCleanup(logger.removeHandler, handler)
         del SAID[:]
         self.addCleanup(self._check_left_over, set(threading.enumerate()), open_sockets())
+        warned = self.enter(warnings.catch_warnings(record=True))
+        warnings.simplefilter('always')
+        self.addCleanup(self._check_warnings, warned)
+
+    def enter(self, manager):
+        """Enter a context manager that is left at the end of the test."""
+        result = manager.__enter__()
+        self.addCleanup(manager.__exit__, None, None, None)
+        return result
+
+    def wait_until(self, condition):
+        """Wait for what no Event tells."""
+        end = time.monotonic() + PROMPT
+        while not condition():
+            self.assertLess(time.monotonic(), end, 'it does not come')
+            time.sleep(0.001)
+
+    def serve(self, *scripts, **options):
+        """A server that lives until the end of the test."""
+        return self.enter(Server(*scripts, **options))
 
     def _check_left_over(self, threads, sockets):
         for thread in set(threading.enumerate()) - threads:
-            thread.join(1)
+            thread.join(PROMPT)
         self.assertEqual(set(threading.enumerate()) - threads, set(), 'threads left over')
         self.assertEqual(open_sockets() - sockets, set(), 'sockets left over')
         for said in SAID:
             self.assertNotIn(MARK, said)
+
+    def _check_warnings(self, warned):
+        self.assertEqual([str(warning.message) for warning in warned], [])
 
     @contextlib.contextmanager
     def _remembering(self, kind):
@@ -395,7 +761,8 @@ class TestCase(unittest.TestCase):
 
     def assertLogged(self, level, *words):
         """Exactly one log line of this level holds all the words."""
-        lines = [said for said in SAID if said.startswith(level) and all(word in said for word in words)]
+        lines = [said for said in SAID if said.startswith(level)
+                 and all(word in said for word in words)]
         self.assertEqual(len(lines), 1, SAID)
 
     def assertText(self, completion, text, finish_reason='stop'):
@@ -406,7 +773,10 @@ class TestCase(unittest.TestCase):
         self.assertEqual(completion.choices[0].finish_reason, finish_reason)
 
     def assertBroken(self, client, text, kind=None, **options):
-        """A stream hands over `text` and then fails; the error still has the text, and is returned."""
+        """A stream hands over `text` and then fails with an error that still has it.
+
+        The error is returned.
+        """
         seen = []
         with self.assertRaises(kind or streamlite.APIConnectionError) as caught:
             with ask(client, **options) as stream:
@@ -416,35 +786,683 @@ class TestCase(unittest.TestCase):
         return caught.exception
 
     def assertSays(self, error, *words):
-        """The message holds each of these words, whatever its prose; a secret is looked for at the end of the test."""
+        """The message holds each of these words, whatever its prose."""
         for word in words:
             self.assertIn(str(word).lower(), str(error).lower())
 
     @contextlib.contextmanager
-    def assertTakes(self, least=0.0, most=0.5):
-        """The block takes between so many seconds."""
+    def assertPrompt(self):
+        """The block waits for none of the things that take LONG."""
         start = time.monotonic()
         yield
-        seconds = time.monotonic() - start
-        self.assertGreaterEqual(seconds, least)
-        self.assertLessEqual(seconds, most)
+        self.assertLess(time.monotonic() - start, PROMPT)
+
+    def assertLinear(self, work, size):
+        """Eight times as much takes less than 32 times as long: 8 is linear, 64 quadratic.
+
+        The smaller size is doubled until its time is far above the noise, and the best time of
+        three counts.
+        """
+        def seconds(size):
+            start = time.process_time()
+            work(size)
+            return time.process_time() - start
+
+        while seconds(size) < 0.005:
+            size *= 2
+        small = max(0.005, min(seconds(size) for _ in range(3)))
+        self.assertTrue(any(seconds(8 * size) < 32 * small for _ in range(3)))
 
 
-def open_sockets():
-    """The descriptors of this process that are sockets; none are known on Windows."""
-    found = set()
-    for name in os.listdir('/dev/fd') if os.path.isdir('/dev/fd') else ():
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                found.add(int(name))
-    return found
+class ReplyTestCase(TestCase):
+    """One server and one client for a whole test; the answer is set by whoever asks."""
+
+    def setUp(self):
+        super().setUp()
+        self.answer = b''
+        self.server = self.serve(lambda peer: peer.send(self.answer))
+        self.client = self.enter(client(self.server))
+
+    def stream(self, *items, done=True):
+        """A stream of these items, as `sse` takes them."""
+        self.answer = stream_reply(sse(*items, done=done))
+        return ask(self.client)
+
+    def collect(self, *items, done=True):
+        with self.stream(*items, done=done) as stream:
+            return stream.collect()
+
+    def message(self, *deltas, finish_reason='stop'):
+        """The message that these deltas, each a dict, come to."""
+        completion = self.collect(*[delta(**fields) for fields in deltas]
+                                  + [delta(finish_reason=finish_reason)])
+        return completion.choices[0].message
+
+    def error_of(self, *items, done=True, kind=None):
+        """The error that a stream of these items ends in."""
+        with self.assertRaises(kind or streamlite.APIError) as caught:
+            self.collect(*items, done=done)
+        return caught.exception
+
+    def error_of_answer(self, answer, kind):
+        """The error that this answer, bytes as the server sends them, ends in."""
+        self.answer = answer
+        with self.assertRaises(kind) as caught:
+            with ask(self.client) as stream:
+                stream.collect()
+        return caught.exception
 
 
-# ==================================================================================================
-# The core: events, payloads, accumulation
-# ==================================================================================================
+class AsyncTestCase(TestCase):
+    """Runs coroutines in the debug mode of asyncio.
 
-# ---- server-sent events --------------------------------------------------------------------------
+    A word of complaint from it, or from a destructor, fails the test.
+    """
+
+    def setUp(self):
+        super().setUp()
+        complaints = logging.Handler()
+        complaints.emit = lambda record: self.complaints.append(record.getMessage())
+        self.complaints = []
+        logging.getLogger('asyncio').addHandler(complaints)
+        self.addCleanup(logging.getLogger('asyncio').removeHandler, complaints)
+
+    def run_async(self, coroutine):
+        loop = asyncio.new_event_loop()
+        loop.set_debug(True)
+        loop.slow_callback_duration = PROMPT  # a busy machine is no fault
+        asyncio.set_event_loop(loop)
+        try:
+            result = loop.run_until_complete(asyncio.wait_for(coroutine, 4 * LONG))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            gc.collect()
+            loop.run_until_complete(asyncio.sleep(0))
+        finally:
+            # What is left where a test has failed must not fail the next one, too.
+            tasks = (getattr(asyncio, 'all_tasks', None) or asyncio.Task.all_tasks)(loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                loop.run_until_complete(asyncio.wait(tasks, timeout=PROMPT))
+            asyncio.set_event_loop(None)
+            loop.close()
+        self.assertEqual(self.complaints, [])
+        return result
+
+    async def until(self, condition):
+        """Wait until the condition holds, without holding up the loop."""
+        end = time.monotonic() + PROMPT
+        while not condition():
+            self.assertLess(time.monotonic(), end, 'it does not come')
+            await asyncio.sleep(0.001)
+
+
+class LoopbackTestCase(TestCase):
+    """Every name and address resolves to 127.0.0.1, so that no packet leaves the machine."""
+
+    def setUp(self):
+        super().setUp()
+        resolve = socket.getaddrinfo
+        self.enter(mock.patch('socket.getaddrinfo', lambda host, *args, **kwargs: resolve(
+            '127.0.0.1', *args, **kwargs)))
+
+
+class ProgramTestCase(TestCase):
+    """With the demo server as what the environment names."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.enter(streamlite.DemoServer(delay=0))
+        self.addCleanup(gc.collect)  # the programs close no client
+        os.environ.update(OPENAI_API_KEY=KEY, OPENAI_BASE_URL=self.server.base_url)
+        if not hasattr(asyncio, 'run'):
+            self.enter(mock.patch.object(asyncio, 'run', asyncio_run, create=True))
+
+    def run_program(self, source, names):
+        """What it prints."""
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(source, 'program', 'exec'), names)
+        SAID.append(output.getvalue())
+        return output.getvalue()
+
+
+# The first argument of a process that runs some of the tests for another one.
+OTHER_PROCESS = '--for-another-process'
+
+
+class Elsewhere(str):
+    """The name of a test that ran in another process."""
+
+    def shortDescription(self):
+        return None
+
+
+class Result(unittest.TextTestResult):
+    """Tells of the tests of another process, too, and at the end what was skipped and why."""
+
+    other = None  # the process
+
+    def stopTestRun(self):
+        if self.other is not None:
+            told = json.loads(self.other.communicate()[0].decode())
+            self.testsRun += told['run']
+            for kind in 'errors', 'failures', 'skipped':
+                getattr(self, kind).extend((Elsewhere(name), text) for name, text in told[kind])
+        super().stopTestRun()
+
+    def printErrors(self):
+        super().printErrors()
+        reasons = collections.Counter(reason for _, reason in self.skipped)
+        for reason, count in sorted(reasons.items()):
+            self.stream.writeln('%d skipped: %s' % (count, reason))
+
+
+class Runner(unittest.TextTestRunner):
+    resultclass = Result
+
+
+def run_for_another_process(names):
+    """Run the tests of these names and write to standard output what Result reads."""
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromNames(names, sys.modules['__main__']).run(result)
+    told = {kind: [(str(test), text) for test, text in getattr(result, kind)]
+            for kind in ('errors', 'failures', 'skipped')}
+    print(json.dumps(dict(told, run=result.testsRun)))
+
+
+def run_in_two_processes():
+    """Run all tests, every other class in another process: most of their time is waiting."""
+    names = [name for name, value in globals().items()
+             if isinstance(value, type) and issubclass(value, unittest.TestCase)
+             and unittest.defaultTestLoader.getTestCaseNames(value)]
+    command = [sys.executable, os.path.abspath(__file__), OTHER_PROCESS]
+    with subprocess.Popen(command + names[1::2], stdout=subprocess.PIPE) as Result.other:
+        unittest.main(argv=sys.argv + names[::2], testRunner=Runner)
+
+
+# --------------------------------------------------------------------------------------------------
+# Errors: the SDK's tree, and the server's words in whatever shape it sends them
+# --------------------------------------------------------------------------------------------------
+
+CLASSES = {
+    400: streamlite.BadRequestError, 401: streamlite.AuthenticationError,
+    402: streamlite.APIStatusError, 403: streamlite.PermissionDeniedError,
+    404: streamlite.NotFoundError, 409: streamlite.ConflictError, 418: streamlite.APIStatusError,
+    422: streamlite.UnprocessableEntityError, 429: streamlite.RateLimitError}
+CLASSES.update((status, streamlite.InternalServerError)
+               for status in (500, 502, 503, 504, 529, 599))
+
+
+class ErrorTest(TestCase):
+
+    def test_errors_are_made_as_tests_make_them(self):
+        class Answer:
+            status_code, headers = 429, {'x-request-id': 'req_7'}
+
+        for error in (streamlite.APIResponseValidationError(Answer(), {'a': 1}),
+                      streamlite.RateLimitError('m', response=Answer(), body={'a': 1})):
+            self.assertEqual((error.status_code, error.request_id, error.body),
+                             (429, 'req_7', {'a': 1}))
+
+    def test_each_status_has_its_class_and_the_servers_words(self):
+        for status, kind in CLASSES.items():
+            answer = error_reply(status, {'x-request-id': 'req_7'}, 'that went wrong',
+                                 type='t', code='c', param='p')
+            with self.subTest(status), served(answer) as (server, asker):
+                for options in {}, {'stream': False}:
+                    with self.assertRaises(streamlite.APIStatusError) as caught:
+                        ask(asker, **options)
+                    error = caught.exception
+                    self.assertIs(type(error), kind)
+                    self.assertEqual((error.status_code, error.request_id), (status, 'req_7'))
+                    self.assertEqual((error.type, error.code, error.param), ('t', 'c', 'p'))
+                    self.assertEqual(error.body['message'], 'that went wrong')
+                    self.assertEqual(error.response.status_code, status)
+                    self.assertEqual(error.request.method, 'POST')
+                    self.assertEqual(error.message, str(error))
+                    self.assertSays(error, status, 'that went wrong')
+
+    def test_a_status_that_http_does_not_know(self):
+        for status in 204, 300, 304, 600, 999:
+            with self.subTest(status):
+                result = outcome([cut(head(status, dict(AGAIN, **{'Content-Length': 0})))],
+                                 max_retries=2)
+                self.assertIsInstance(result.result, streamlite.APIError)
+                self.assertTrue(status == 204 or len(result.requests) == 1, 'it was retried')
+
+    def test_a_wrong_key_and_an_unknown_model_come_with_what_to_do(self):
+        with Server(error_reply(401, message='Incorrect API key provided'),
+                    error_reply(404, message='The model `gpt-9` does not exist',
+                                code='model_not_found')) as server:
+            with client(server) as asker:
+                with self.assertRaises(streamlite.AuthenticationError) as caught:
+                    ask(asker)
+                self.assertSays(caught.exception, 'key', '127.0.0.1')
+                with self.assertRaises(streamlite.NotFoundError) as caught:
+                    ask(asker, model='gpt-9')
+                self.assertSays(caught.exception, 'gpt-9')
+
+
+class ErrorBodyTest(ReplyTestCase):
+
+    def test_the_servers_words_are_found_in_every_shape_of_body(self):
+        words = 'the model is tired'
+        usual = {'error': {'message': words}}
+        for name, body in (
+                ('a string', {'error': words}),
+                ('a string and a code', {'code': 'nap', 'error': words}),
+                ('detail', {'detail': words}),
+                ('a list of details', {'detail': [
+                    {'loc': ['body', 'model'], 'msg': words, 'type': 'value_error'}]}),
+                ('message', {'message': words}),
+                ('a flat error', {'object': 'error', 'message': words, 'type': 'nap',
+                                  'param': None, 'code': '1500'}),
+                ('a list of errors', [{'error': {'message': words, 'code': 429}}]),
+                ('an empty error beside a message', {'error': None, 'message': words}),
+                ('a nested message',
+                 json.dumps({'error': {'message': {'detail': words}}}).encode()),
+                ('a JSON string', json.dumps(words).encode()),
+                ('an indented body', json.dumps(usual, indent=2).encode()),
+                ('blank lines before', b'\n\n' + json.dumps(usual).encode()),
+                ('an event', sse(usual, done=False)),
+                ('plain text', words.encode()),
+                ('HTML', b'<html><head><title>%s</title></head><hr></html>' % words.encode()),
+                ('a byte that is no UTF-8', b'{"error": {"message": "%s \xff"}}' % words.encode()),
+                ('a huge integer', b'{"error": {"message": "%s", "code": %s}}' % (
+                    words.encode(), b'9' * 5000)),
+                ('300 levels', b'{"error": {"message": "%s", "x": %s%s}}' % (
+                    words.encode(), b'[' * 300, b']' * 300)),
+                ('cut', b'{"error": {"message": "%s", "co' % words.encode())):
+            for status in (400, 503):
+                with self.subTest(name, status=status):
+                    error = self.error_of_answer(reply(status, {}, body), CLASSES[status])
+                    self.assertSays(error, status, words)
+                    self.assertLess(len(str(error)), 2000)
+                    if not isinstance(body, bytes):
+                        self.assertNotRegex(str(error), '[{"]')
+
+    def test_a_body_that_says_nothing_still_gives_the_status(self):
+        for body in (b'', b' \n', b'null', b'42', b'[]', b'[1, 2, 3]', b'""', b'{}', b'true',
+                     b'{"error": {}}', b'{"error": {"code": 1e999}}',
+                     b'{"error": {"message": {"nested": true}, "code": 42}}',
+                     b'{"a":' * 100000, b'[' * 60000, b'\xff\xfe\x00'):
+            for status in (404, 500):
+                with self.subTest(body[:20], status=status):
+                    error = self.error_of_answer(reply(status, {}, body), CLASSES[status])
+                    self.assertEqual(error.status_code, status)
+                    self.assertSays(error, status)
+        unknown = reply(500, {'Content-Encoding': 'br'}, b'\x0b\x02\x80hello\x03')
+        self.assertSays(self.error_of_answer(unknown, streamlite.InternalServerError), 500)
+
+    def test_of_a_body_that_never_ends_the_words_that_came_are_told(self):
+        words = b'out of memory'
+        long = head(500, {'Content-Length': 1000}) + words
+        cases = {
+            'cut': cut(long),
+            'reset': reset(long),
+            'cut in a chunk': cut(head(500, {'Transfer-Encoding': 'chunked'}) + b'20\r\n' + words),
+            'stalled': stall(long),
+            'dripping': pace(b'.', head(500) + words),
+            'gzip': reply(500, GZIP, packed(words)),
+        }
+        with mock.patch.object(streamlite, 'PATIENCE', SHORT):
+            for name, result in outcomes({name: [script] for name, script in cases.items()}):
+                with self.subTest(name):
+                    self.assertIs(type(result.result), streamlite.InternalServerError)
+                    self.assertSays(result.result, 500, words.decode())
+                    self.assertLess(len(str(result.result)), 2000)
+                    self.assertLess(result.seconds, PROMPT)
+
+    def test_only_the_start_of_a_huge_error_body_is_read(self):
+        result = outcome([flood(head(500), b'e' * 65536, 1 << 28)])
+        self.assertIs(type(result.result), streamlite.InternalServerError)
+        self.assertLess(len(str(result.result.body)), 1 << 20)
+
+    evil = 'a\x1b[31mred\nERROR forged\r\n\x85\u2028\u2029\x00\x9b2J\x07' + 'x' * (1 << 17)
+
+    def assertOneLine(self, text):
+        self.assertLess(len(text), 3000)
+        bad = [c for c in text if unicodedata.category(c) in ('Cc', 'Zl', 'Zp')]
+        self.assertEqual(bad, [], text[:200])
+
+    def test_the_words_of_a_server_are_one_bounded_line_wherever_they_stand(self):
+        words, short = json.dumps(self.evil).encode(), self.evil[:60000]
+        page = ('<html><title>%s</title></html>' % self.evil).encode()
+        cases = {
+            'an error event': stream_reply(HELLO_CUT + sse({'error': {'message': self.evil}})),
+            'an error event, the text alone': stream_reply(sse({'error': self.evil})),
+            'an event named error': stream_reply(b'event: error\ndata: %s\n\n' % words),
+            'an event named error, no JSON': stream_reply(
+                b'event: error\ndata: \x1b[31m%s\n\n' % (b'x' * 9999)),
+            'an error object': stream_reply(sse({'object': 'error', 'message': self.evil})),
+            'its numeric code': stream_reply(sse({'error': {'message': self.evil, 'code': 503}})),
+            'its code': stream_reply(sse({'error': {'message': 'no', 'code': self.evil}})),
+            'several errors': stream_reply(sse({
+                'errors': [{'message': self.evil}] * 2, 'error': 1})),
+            'a place': stream_reply(sse({
+                'error': 1, 'detail': [{'loc': ['a', self.evil], 'msg': 'm'}]})),
+            'a finish_reason of error': stream_reply(sse(delta(self.evil, 'error'))),
+            'a JSON body': reply(200, {}, {'error': {'message': self.evil}}),
+            'a list': reply(200, {}, [{'error': {'message': self.evil}}]),
+            'a status': error_reply(400, message=short),
+            'the code of a status': error_reply(400, message='no', code=short),
+            'a status, no JSON': reply(400, {}, short.encode()),
+            'a page': reply(502, {}, page[:60000]),
+            'not ours': stream_reply(b'data: %s\n\n' % page),
+            'a Location': head(302, {'Location': '/\x1b[31m' + 'x' * 9999, 'Content-Length': 0}),
+        }
+        for name, answer in cases.items():
+            with self.subTest(name):
+                error = self.error_of_answer(answer, streamlite.APIError)
+                self.assertOneLine(str(error))
+                self.assertOneLine(error.message)
+        del SAID[:]
+        answers = (stream_reply(sse({'error': {'message': self.evil, 'code': 503}})),
+                   error_reply(503, AGAIN, short), stream_reply(HELLO))
+        with no_waits():
+            self.assertEqual(outcome(answers, max_retries=2).result, 'Hello world')
+        self.assertEqual(len([said for said in SAID if said.startswith('INFO')]), 2)
+        for said in SAID:
+            self.assertOneLine(said)
+
+    def test_the_body_of_an_error_is_as_it_came(self):
+        error = self.error_of({'error': {'message': self.evil, 'code': 'c\n'}})
+        self.assertEqual((error.body['message'], error.body['code']), (self.evil, 'c\n'))
+        detail = {'detail': [{'loc': ['body', 'messages'], 'msg': 'field required'}]}
+        error = self.error_of_answer(reply(422, {}, detail), streamlite.UnprocessableEntityError)
+        self.assertEqual(error.body, detail)
+
+    def test_a_page_of_many_titles_takes_linear_time(self):
+        page = reply(502, {}, b'<html>' + b'<title>' * 9300)
+        with self.assertPrompt():
+            for _ in range(4):
+                self.error_of_answer(page, streamlite.InternalServerError)
+
+    def test_the_servers_code_stands_in_the_message_once(self):
+        for status, words, code in (
+                (429, 'You exceeded your current quota', 'insufficient_quota'),
+                (400, 'Your input is too long', 'context_length_exceeded'),
+                (401, 'Incorrect key', 'invalid_api_key'),
+                (404, 'model_not_found: no gpt-9', 'model_not_found'),
+                (400, 'no', None), (400, 'no', ''), (400, 'no', 7)):
+            with self.subTest(code):
+                answer = error_reply(status, message=words, code=code)
+                error = self.error_of_answer(answer, streamlite.APIStatusError)
+                self.assertSays(error, status, words)
+                self.assertEqual(error.code, code)
+                if isinstance(code, str) and code:
+                    self.assertEqual(str(error).count(code), 1)
+                self.assertNotIn('None', str(error))
+                self.assertNotIn('()', str(error))
+        failed = {'message': 'Try later', 'type': 'server_error', 'code': 'overloaded_now'}
+        self.assertSays(self.error_of(delta('Hel'), {'error': failed}),
+                        'Try later', 'overloaded_now')
+
+    def test_an_error_has_the_answer_that_it_came_with(self):
+        named = {'x-request-id': 'req_7', 'Retry-After': '3', 'x-should-retry': 'false'}
+        error = self.error_of_answer(error_reply(429, named, 'slow down', code='too_fast'),
+                                     streamlite.RateLimitError)
+        response = error.response
+        self.assertEqual((response.status_code, response.headers.get('retry-after'),
+                          response.headers['X-Request-ID']), (429, '3', 'req_7'))
+        self.assertEqual(response.json()['error']['code'], 'too_fast')
+        self.assertIn('slow down', response.text)
+        self.assertEqual((error.request.method, str(error.request.url)),
+                         ('POST', self.server.url + '/chat/completions'))
+        html = reply(503, {'Content-Type': 'text/html'}, b'<html>Down</html>')
+        error = self.error_of_answer(html, streamlite.InternalServerError)
+        self.assertEqual(error.response.text, '<html>Down</html>')
+        self.assertRaises(ValueError, error.response.json)
+
+
+# --------------------------------------------------------------------------------------------------
+# Wire objects: what a server sends, as objects
+# --------------------------------------------------------------------------------------------------
+
+# Keys that a server might send, and that are names of ours, of Python's or of its copying.
+HOSTILE = ['pieces', 'made_id', 'to_dict', 'to_json', 'model_dump', 'model_dump_json', 'parsed',
+           'parsed_arguments', '__deepcopy__', '__copy__', '__reduce__', '__reduce_ex__',
+           '__getstate__', '__setstate__', '__getattr__', '__getattribute__', '__setattr__',
+           '__class__', '__dict__', '__slots__', '__init__', '__new__', '__eq__', '__hash__',
+           '__repr__', '__str__', '__iter__', '__len__', '__bool__', '__doc__', '__module__',
+           '__annotations__', '_nested', '_request_id', 'choices', 'index', 'delta', 'message',
+           'error', 'self', 'cls', 'copy', 'items', 'keys', 'get', 'update', 'name', 'id', '']
+
+
+class WireObjectTest(ReplyTestCase):
+
+    def chunk(self, **fields):
+        with self.stream(dict(delta('Hi', role='assistant', reasoning_content='hm'), **fields),
+                         STOP) as stream:
+            return list(stream)[0]
+
+    def test_documented_fields_default_to_none(self):
+        chunk = self.chunk()
+        for name in ('usage', 'service_tier', 'system_fingerprint'):
+            self.assertIsNone(getattr(chunk, name), name)
+        for name in ('refusal', 'tool_calls', 'function_call'):
+            self.assertIsNone(getattr(chunk.choices[0].delta, name), name)
+        self.assertIsNone(chunk.choices[0].finish_reason)
+        self.assertIsNone(chunk.choices[0].logprobs)
+        with self.stream({'choices': [{}], 'usage': {}}, done=True) as stream:
+            bare, = stream
+        for name in ('id', 'object', 'created', 'model'):
+            self.assertIsNone(getattr(bare, name), name)
+        self.assertIsNone(bare.usage.total_tokens)
+        completion = self.collect(*CHUNKS)
+        for name in ('refusal', 'tool_calls', 'function_call', 'audio', 'annotations'):
+            self.assertIsNone(getattr(completion.choices[0].message, name), name)
+        with self.stream(delta(tool_calls=[{'index': 0}]), STOP) as stream:
+            call = list(stream)[0].choices[0].delta.tool_calls[0]
+        self.assertEqual((call.index, call.id, call.type, call.function), (0, None, None, None))
+
+    def test_a_misspelt_attribute_is_an_attribute_error(self):
+        chunk, completion = self.chunk(), self.collect(*CHUNKS)
+        for instance, name in ((chunk, 'choises'), (chunk.choices[0], 'detla'),
+                               (chunk.choices[0].delta, 'contnet'),
+                               (completion, 'choise'), (completion.choices[0].message, 'contnet')):
+            with self.subTest(name):
+                self.assertRaises(AttributeError, getattr, instance, name)
+
+    def test_an_undocumented_field_is_simply_there(self):
+        chunk = self.chunk(citations=['u'], x_vendor={'a': {'b': 1}})
+        self.assertEqual(chunk.choices[0].delta.reasoning_content, 'hm')
+        self.assertEqual(chunk.citations, ['u'])
+        self.assertEqual(chunk.x_vendor, {'a': {'b': 1}})
+
+    def test_no_key_of_the_server_breaks_what_we_do_with_it(self):
+        hostile = [name for name in HOSTILE + dir(self.chunk())
+                   if name not in ('choices', 'index', 'delta', 'message', 'error', 'name', 'id')]
+        for value in (1, 'x', None, [], {}, [{}]):
+            more = dict.fromkeys(hostile, value)
+            function = dict(more, name='f', arguments='{"x":1}')
+            sent = dict(more, choices=[dict(more, index=0, finish_reason=None, delta=dict(
+                more, content='Hi', tool_calls=[dict(call(0, 'a'), function=function, **more)]))])
+            with self.subTest(value), self.stream(sent, STOP) as stream:
+                first, _ = stream
+                message = stream.completion.choices[0].message
+                self.assertEqual((message.content, message.tool_calls[0].function.arguments),
+                                 ('Hi', '{"x":1}'))
+                for original in first, first.choices[0].delta, stream.completion, message:
+                    for twin in (copy.copy(original), copy.deepcopy(original),
+                                 pickle.loads(pickle.dumps(original))):
+                        self.assertIs(type(twin), type(original))
+                        self.assertTrue(twin == original)
+                    self.assertTrue(repr(original))
+                accumulator = streamlite.Accumulator()
+                accumulator.add(first)
+                self.assertEqual(text_of(accumulator.completion), 'Hi')
+                received, = sent_messages(self, message)
+                self.assertEqual((received['content'], received['tool_calls'][0]['id']),
+                                 ('Hi', 'a'))
+
+    def test_a_chunk_is_what_the_server_sent(self):
+        sent = dict(delta('Hi', role='assistant',
+                          tool_calls=[{'index': 0, 'id': 'a',
+                                       'function': {'name': 'f', 'arguments': ''}}],
+                          vendor=[{'x': None}]),
+                    usage={'total_tokens': 1, 'completion_tokens_details': {'reasoning_tokens': 0}},
+                    vendor={'y': [1.5, True, 'é']})
+        with self.stream(sent, STOP) as stream:
+            chunk = list(stream)[0]
+        self.assertEqual(chunk.to_dict(), sent)
+        self.assertEqual(json.loads(chunk.to_json()), sent)
+
+    def test_dumps_are_those_of_the_sdk(self):
+        completion = self.collect(*CHUNKS)
+        plain, every = completion.to_dict(), completion.model_dump()
+        self.assertNotIn('service_tier', plain)
+        self.assertEqual(json.loads(completion.to_json()), plain)
+        self.assertIn('\n', completion.to_json())
+        self.assertNotIn('\n', completion.to_json(indent=None))
+        self.assertIsNone(every['service_tier'])
+        self.assertIsNone(every['choices'][0]['message']['tool_calls'])
+        self.assertEqual(json.loads(completion.model_dump_json()), every)
+        self.assertNotIn('\n', completion.model_dump_json())
+        self.assertNotIn('service_tier', completion.model_dump(exclude_none=True))
+        self.assertEqual(completion.model_dump(exclude_unset=True), plain)
+        self.assertEqual(set(completion.model_dump(include={'id', 'usage'})), {'id', 'usage'})
+        self.assertEqual(set(every) - set(completion.model_dump(exclude={'choices'})), {'choices'})
+        # These options have no meaning here.
+        self.assertEqual(completion.model_dump(by_alias=True, mode='json', warnings=False), every)
+        self.assertIs(type(plain['choices'][0]['message']), dict)
+        plain['choices'][0]['message']['content'] = 'changed'
+        self.assertText(completion, 'Hello world')
+
+    def test_json_is_json_even_where_the_server_sent_none(self):
+        chunk = self.chunk(x=float('nan'), y=[float('inf'), -float('inf')])
+        self.assertEqual(json.loads(chunk.to_json(), parse_constant=self.fail)['y'], [None, None])
+
+    def test_pickled_and_copied_it_is_the_same(self):
+        chunk = self.chunk(x_vendor={'a': [1]})
+        completion = self.collect(delta(tool_calls=[call(0, 'a', 'f', '{"x":1}')]),
+                                  delta(finish_reason='tool_calls'),
+                                  {'choices': [], 'usage': {'total_tokens': 1}})
+        for original in (chunk, completion):
+            for name, twin in (('pickle', pickle.loads(pickle.dumps(original))),
+                               ('copy', copy.copy(original)),
+                               ('deepcopy', copy.deepcopy(original))):
+                with self.subTest(name, kind=type(original).__name__):
+                    self.assertIs(type(twin), type(original))
+                    self.assertEqual(twin.to_dict(), original.to_dict())
+                    self.assertEqual(twin, original)
+        twin = pickle.loads(pickle.dumps(completion))
+        self.assertEqual(twin.choices[0].message.tool_calls[0].function.parsed_arguments, {'x': 1})
+
+    def test_a_repr_shows_the_fields(self):
+        for part in ('ChatCompletionChunk', "content='Hi'", "reasoning_content='hm'"):
+            self.assertIn(part, repr(self.chunk()))
+
+    def test_no_key_of_a_whole_reply_breaks_it_either(self):
+        hostile = [name for name in HOSTILE + dir(self.chunk())
+                   if name not in ('choices', 'index', 'delta', 'message', 'error', 'name', 'id')]
+        for value in 'x', ['x']:
+            more = dict.fromkeys(hostile, value)
+            function = dict(more, name='f', arguments='{}')
+            message = dict(more, content='Hi', tool_calls=[
+                dict(more, id='a', type='function', function=function)])
+            sent = dict(more, choices=[dict(more, index=0, finish_reason='stop', message=message)])
+            sent['usage'] = dict(more, total_tokens=3)
+            self.answer = reply(200, {}, sent)
+            with self.subTest(value):
+                completion = ask(self.client, stream=False)
+                self.assertEqual((text_of(completion), completion.usage.total_tokens), ('Hi', 3))
+                message = completion.choices[0].message
+                self.assertEqual(message.tool_calls[0].function.parsed_arguments, {})
+                for thing in completion, completion.usage, message, message.tool_calls[0]:
+                    cls = type(thing)  # a key of a method's name is what the instance gives
+                    plain = cls.to_dict(thing)
+                    self.assertEqual(plain['to_dict'], value)
+                    self.assertEqual(json.loads(cls.to_json(thing)), plain)
+                    self.assertEqual(json.loads(cls.model_dump_json(thing, exclude_unset=True)),
+                                     plain)
+                    self.assertEqual(cls.model_dump(thing)['keys'], value)
+                    for twin in copy.deepcopy(thing), pickle.loads(pickle.dumps(thing)):
+                        self.assertTrue(twin == thing and type(twin) is cls)
+                received, = sent_messages(self, message)
+                self.assertEqual((received['content'], received['tool_calls'][0]['id']),
+                                 ('Hi', 'a'))
+
+    def test_a_reply_is_made_a_dict_copied_with_changes_and_made_again(self):
+        completion = self.collect(*CHUNKS)
+        self.assertIs(dict(completion)['choices'][0], completion.choices[0])
+        self.assertEqual(completion.dict(), completion.model_dump())
+        self.assertEqual(json.loads(completion.json()), completion.model_dump())
+        self.assertFalse('error' in completion)
+        changed = completion.model_copy(update={'id': 'other'})
+        self.assertEqual((changed.id, completion.id), ('other', 'chatcmpl-1'))
+        self.assertIsInstance(changed, streamlite.ChatCompletion)
+        self.assertIs(changed.choices[0], completion.choices[0])
+        deep = completion.model_copy(deep=True)
+        deep.choices[0].message.content = 'changed'
+        self.assertText(completion, 'Hello world')
+        kept = copy.deepcopy(WHOLE)
+        for made in (streamlite.ChatCompletion(**kept),
+                     streamlite.ChatCompletion.model_validate(completion.model_dump()),
+                     streamlite.ChatCompletion.model_validate_json(completion.to_json())):
+            self.assertText(made, 'Hello world')
+            made.choices[0].message.content = 'changed'
+        self.assertEqual(kept, WHOLE)
+        extra = [chunk.choices[0].delta.model_extra
+                 for chunk in self.stream(delta(reasoning_content='Hm'), delta('Hi'), STOP)]
+        self.assertEqual(extra, [{'reasoning_content': 'Hm'}, {}, {}])
+
+
+def sent_messages(test, *messages):
+    """What the server of a ReplyTestCase receives of these messages."""
+    test.answer = stream_reply(HELLO)
+    ask(test.client, messages=list(messages)).collect()
+    return test.server.requests[-1].json['messages']
+
+
+class ReplayTest(ReplyTestCase):
+    """Messages that were received are sent back."""
+
+    def test_a_collected_message_goes_back_with_what_is_set_and_what_vendors_added(self):
+        signature = {'google': {'thought_signature': 'c2ln'}}
+        message = self.message(
+            {'role': 'assistant', 'content': None, 'refusal': None, 'reasoning_content': 'Look '},
+            {'reasoning_content': 'it up.'},
+            {'tool_calls': [{'index': 0, 'id': 'a', 'type': 'function',
+                             'function': {'name': 'f', 'arguments': ''},
+                             'extra_content': signature}]},
+            {'tool_calls': [{'index': 0, 'function': {'arguments': '{"x":1}'}}]},
+            finish_reason='tool_calls')
+        self.assertEqual(message.tool_calls[0].function.parsed_arguments, {'x': 1})
+        question = {'role': 'user', 'content': 'hi'}
+        answer = {'role': 'tool', 'tool_call_id': 'a', 'content': '7'}
+        expected = {'role': 'assistant', 'reasoning_content': 'Look it up.', 'tool_calls': [
+            {'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"x":1}'},
+             'extra_content': signature}]}
+        self.assertEqual(sent_messages(self, question, message, answer),
+                         [question, expected, answer])
+        self.assertEqual(sent_messages(self, copy.deepcopy(message)), [expected])
+
+    def test_text_goes_back_with_its_reasoning(self):
+        message = self.message({'role': 'assistant', 'content': ''}, {'reasoning': 'hm'},
+                               {'content': 'Hi 😀'})
+        self.assertEqual(sent_messages(self, message),
+                         [{'role': 'assistant', 'reasoning': 'hm', 'content': 'Hi 😀'}])
+
+    def test_the_message_of_a_whole_reply_goes_back_without_its_nulls(self):
+        self.answer = reply(200, {}, whole_reply('Hi', refusal=None, annotations=[], audio=None,
+                                                 tool_calls=None, function_call=None))
+        received, = sent_messages(self, ask(self.client, stream=False).choices[0].message)
+        received.pop('annotations', None)
+        self.assertEqual(received, {'role': 'assistant', 'content': 'Hi'})
+
+    def test_wire_objects_inside_a_dict_go_back_too(self):
+        calls = [{'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}]
+        message = self.message({'tool_calls': [dict(calls[0], index=0)]})
+        received, = sent_messages(self, {'role': 'assistant', 'content': None,
+                                         'tool_calls': message.tool_calls})
+        self.assertEqual(received['tool_calls'], calls)
+
+
+# --------------------------------------------------------------------------------------------------
+# Server-sent events: bytes in, events out, and back
+# --------------------------------------------------------------------------------------------------
 
 def event(data, name='message', id='', retry=None):
     return streamlite.ServerSentEvent(event=name, data=data, id=id, retry=retry)
@@ -467,13 +1485,15 @@ DECODED = (
     ('LF, then CR', b'data: a\n\rdata: b\n\r', [event('a'), event('b')]),
     ('CR, then CRLF', b'data: a\r\r\ndata: b\r\r\n', [event('a'), event('b')]),
     ('CRLF is one line end, not two', b'data: a\r\ndata: b\r\n\r\n', [event('a\nb')]),
-    ('more blank lines than one', b'\n\r\n\rdata: a\n\n\n\r\n\r\n\rdata: b\n\n', [event('a'), event('b')]),
+    ('more blank lines than one', b'\n\r\n\rdata: a\n\n\n\r\n\r\n\rdata: b\n\n',
+     [event('a'), event('b')]),
     ('what Unicode calls a line end is none here',
      'data: a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\n\n'.encode(),
      [event('a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei')]),
     # characters
     ('one byte order mark at the start', b'\xef\xbb\xbfdata: a\n\n', [event('a')]),
-    ('a second byte order mark is part of a name', b'\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n', [event('b')]),
+    ('a second byte order mark is part of a name',
+     b'\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n', [event('b')]),
     ('a byte order mark later is part of a name', b'data: a\n\n\xef\xbb\xbfdata: b\n\ndata: c\n\n',
      [event('a'), event('c')]),
     ('a byte order mark in a value', b'data: \xef\xbb\xbfa\n\n', [event('\ufeffa')]),
@@ -507,12 +1527,15 @@ DECODED = (
     # id
     ('an id holds until the next', b'id: 1\ndata: a\n\ndata: b\n\nid: 2\ndata: c\n\n',
      [event('a', id='1'), event('b', id='1'), event('c', id='2')]),
-    ('an id alone dispatches nothing, but holds', b'id: 1\n\n: ping\n\ndata: a\n\n', [event('a', id='1')]),
-    ('an empty id resets it', b'id: 1\ndata: a\n\nid\ndata: b\n\n', [event('a', id='1'), event('b')]),
+    ('an id alone dispatches nothing, but holds', b'id: 1\n\n: ping\n\ndata: a\n\n',
+     [event('a', id='1')]),
+    ('an empty id resets it', b'id: 1\ndata: a\n\nid\ndata: b\n\n',
+     [event('a', id='1'), event('b')]),
     ('an id with NUL is ignored', b'id: 1\nid: 2\0\ndata: a\n\n', [event('a', id='1')]),
     # retry
     ('retry', b'retry: 3000\ndata: a\n\n', [event('a', retry=3000)]),
-    ('retry counts for its own event', b'retry: 5\ndata: a\n\ndata: b\n\n', [event('a', retry=5), event('b')]),
+    ('retry counts for its own event', b'retry: 5\ndata: a\n\ndata: b\n\n',
+     [event('a', retry=5), event('b')]),
     ('retry alone dispatches nothing', b'retry: 3000\n\n', []),
     ('retry with leading zeros', b'retry: 007\ndata: a\n\n', [event('a', retry=7)]),
 ) + tuple(
@@ -530,7 +1553,7 @@ DECODED = (
 )
 
 
-class ServerSentEventTests(TestCase):
+class ServerSentEventTest(TestCase):
 
     def test_every_stream_decodes_alike_whole_byte_by_byte_and_at_every_split(self):
         mixture = b'\n\n'.join(stream for _, stream, _ in DECODED)
@@ -539,18 +1562,21 @@ class ServerSentEventTests(TestCase):
                 self.assertEqual(decode(stream), expected, 'whole')
                 single = [stream[at:at + 1] for at in range(len(stream))]
                 self.assertEqual(decode(*single), expected, 'byte by byte')
-                self.assertEqual(decode(*[read for byte in single for read in (byte, b'')]), expected,
+                self.assertEqual(decode(*[read for byte in single for read in (byte, b'')]),
+                                 expected,
                                  'with empty reads')
                 for at in range(len(stream)):
                     self.assertEqual(decode(stream[:at], stream[at:]), expected, 'split at %d' % at)
 
     def test_an_event_comes_out_of_the_feed_that_holds_the_last_byte_of_its_blank_line(self):
-        for end in (b'\n\n', b'\r\r', b'\r\n\r\n', b'\n\r', b'\n\r\n', b'\r\n\n', b'\r\n\r', b'\r\r\n'):
+        for end in (b'\n\n', b'\r\r', b'\r\n\r\n', b'\n\r', b'\n\r\n', b'\r\n\n', b'\r\n\r',
+                    b'\r\r\n'):
             with self.subTest(end):
                 decoder = streamlite.SSEDecoder()
                 self.assertEqual(decoder.feed(b'data: a'), [])
                 self.assertEqual(decoder.feed(end[:1]), [], 'the line has ended, the event has not')
-                self.assertEqual([event for byte in end[1:] for event in decoder.feed(bytes([byte]))], [event('a')])
+                self.assertEqual([event for byte in end[1:]
+                                  for event in decoder.feed(bytes([byte]))], [event('a')])
                 self.assertEqual(decoder.feed(b'data: b' + end), [event('b')], 'in the same read')
                 self.assertEqual(decoder.close(), [])
 
@@ -569,7 +1595,8 @@ class ServerSentEventTests(TestCase):
         self.assertEqual(decoder.close(), [])
 
     def test_a_retry_of_thousands_of_digits_does_no_harm(self):
-        self.assertEqual([event.data for event in decode(b'retry: %s\ndata: a\n\n' % (b'9' * 10000))], ['a'])
+        self.assertEqual([event.data
+                          for event in decode(b'retry: %s\ndata: a\n\n' % (b'9' * 10000))], ['a'])
 
     def test_a_line_or_event_beyond_the_limit_is_an_error_after_what_came_before_it(self):
         endless = (
@@ -592,32 +1619,33 @@ class ServerSentEventTests(TestCase):
             for size in (1, 10000):
                 with self.subTest('many events below it', size=size):
                     stream = (b': ' + b'x' * 400 + b'\n' + small) * 10
-                    self.assertEqual(len(decode(*[stream[at:at + size] for at in range(0, len(stream), size)])), 10)
+                    self.assertEqual(len(
+                        decode(*[stream[at:at + size] for at in range(0, len(stream), size)])), 10)
 
     def test_decoding_takes_linear_time(self):
-        def seconds(stream, size):
-            reads = [stream[at:at + size] for at in range(0, len(stream), size)]
-            start = time.process_time()
-            self.assertTrue(decode(*reads))
-            return time.process_time() - start
+        for name, unit, size, reads in (
+                ('one event in small reads', b'x' * 64, 2000, 64),
+                ('one event of many lines', b'\ndata: x', 4000, 1024),
+                ('many events in one read', b'\n\ndata: x', 4000, 1 << 24),
+                ('a line in single bytes', b'x', 8000, 1)):
+            def work(size):
+                stream = b'data: ' + unit * size
+                self.assertTrue(decode(*[stream[at:at + reads]
+                                         for at in range(0, len(stream), reads)]))
 
-        for name, unit, count, size in (
-                ('one event of 10 MB in reads of 1 KB', b'x' * 1024, 10240, 1024),
-                ('one event of many lines', b'\ndata: x', 40000, 1024),
-                ('many events in one read', b'\n\ndata: x', 20000, 1 << 20),
-                ('a line in single bytes', b'x', 50000, 1)):
-            with self.subTest(name):
-                small, large = (min(seconds(b'data: ' + unit * n, size) for _ in range(2)) for n in (count // 8, count))
-                self.assertLess(large, 32 * small)  # half-way between linear (8) and quadratic (64), caches and all
+            with self.subTest(name), mock.patch.object(streamlite, 'MAX_EVENT', 1 << 30):
+                self.assertLinear(work, size)
 
     def test_encode_sse_is_the_inverse_of_the_decoder(self):
         for one in (
                 event(''), event('a'), event(' a '), event('a\nb'), event('\n'), event('\na\n\n'),
                 event(': a'), event('data: a'),
-                event('{"text": "é\u2028€😀\\n"}'), event('a', 'ping'), event('a\nb', 'x y', '7', 3000),
+                event('{"text": "é\u2028€😀\\n"}'), event('a', 'ping'),
+                event('a\nb', 'x y', '7', 3000),
                 event('a', id='é'), event('a', retry=0)):
             with self.subTest(one):
-                encoded = streamlite.encode_sse(one.data, event=one.event, id=one.id or None, retry=one.retry)
+                encoded = streamlite.encode_sse(one.data, event=one.event, id=one.id or None,
+                                                retry=one.retry)
                 self.assertEqual(decode(encoded), [one])
                 self.assertEqual(decode(encoded + encoded), [one, one])
 
@@ -631,65 +1659,15 @@ class ServerSentEventTests(TestCase):
         for break_ in ('\n', '\r', '\r\n'):
             for field in ('event', 'id'):
                 with self.subTest(field, break_=break_):
-                    self.assertRaises(ValueError, streamlite.encode_sse, 'a', **{field: 'x%sdata: forged' % break_})
+                    self.assertRaises(ValueError, streamlite.encode_sse, 'a',
+                                      **{field: 'x%sdata: forged' % break_})
 
 
-# ---- answers over a socket -----------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Answers: from events or a whole body to chunks, and whether they are whole
+# --------------------------------------------------------------------------------------------------
 
-STOP = delta(finish_reason='stop')
-CHUNKS = [delta('Hel', role='assistant'), delta('lo '), delta('world'), STOP]
-LINES = [json.dumps(chunk) for chunk in CHUNKS]
-WHOLE = {'id': 'chatcmpl-1', 'object': 'chat.completion', 'created': 1, 'model': 'm', 'choices': [
-    {'index': 0, 'message': {'role': 'assistant', 'content': 'Hello world'}, 'finish_reason': 'stop'}]}
-
-
-def framed(*payloads, before='data: ', after='\n\n'):
-    """Payloads as another kind of server would send them."""
-    return ''.join(before + payload + after for payload in payloads).encode()
-
-
-class ReplyTests(TestCase):
-    """One server and one client for a whole test; the answer is set by whoever asks."""
-
-    def setUp(self):
-        super().setUp()
-        self.answer = b''
-        server = Server(lambda peer: peer.send(self.answer))
-        self.server = server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
-        self.client = client(self.server)
-        self.addCleanup(self.client.close)
-
-    def stream(self, *items, done=True):
-        """A stream of these items, as `sse` takes them."""
-        self.answer = stream_reply(sse(*items, done=done))
-        return ask(self.client)
-
-    def collect(self, *items, done=True):
-        with self.stream(*items, done=done) as stream:
-            return stream.collect()
-
-    def message(self, *deltas, finish_reason='stop'):
-        """The message that these deltas, each a dict, come to."""
-        completion = self.collect(*[delta(**fields) for fields in deltas] + [delta(finish_reason=finish_reason)])
-        return completion.choices[0].message
-
-    def error_of(self, *items, done=True, kind=None):
-        """The error that a stream of these items ends in."""
-        with self.assertRaises(kind or streamlite.APIError) as caught:
-            self.collect(*items, done=done)
-        return caught.exception
-
-    def error_of_answer(self, answer, kind):
-        """The error that this answer, bytes as the server sends them, ends in."""
-        self.answer = answer
-        with self.assertRaises(kind) as caught:
-            with ask(self.client) as stream:
-                stream.collect()
-        return caught.exception
-
-
-class PayloadTests(ReplyTests):
+class PayloadTest(ReplyTestCase):
 
     def test_forgives_what_servers_make_of_an_event_stream(self):
         whole = json.dumps(WHOLE).encode()
@@ -703,21 +1681,27 @@ class PayloadTests(ReplyTests):
                 ('a byte order mark', b'\xef\xbb\xbf' + framed(*LINES + ['[DONE]'])),
                 ('comments', b': ping\n\n:\n' + framed(*LINES + ['[DONE]'], before=': x\ndata: ',
                                                        after='\n: y\n\n: z\n\n')),
-                ('comments right before [DONE]', framed(*LINES) + b': tokens=3\n: cost=0\ndata: [DONE]\n\n'),
-                ('wrapped comments', framed(': PROCESSING', ':', *LINES + [' : PROCESSING', '[DONE]'])),
+                ('comments right before [DONE]',
+                 framed(*LINES) + b': tokens=3\n: cost=0\ndata: [DONE]\n\n'),
+                ('wrapped comments',
+                 framed(': PROCESSING', ':', *LINES + [' : PROCESSING', '[DONE]'])),
                 ('empty data', framed('', ' ', *LINES + ['', '   ', '[DONE]'])),
-                ('blocks without data', framed(*LINES + ['[DONE]'],
-                                               before='retry: 3000\n\nid: 7\n\nevent: ping\n\ndata: ')),
-                ('named events', framed(*LINES + ['[DONE]'], before='event: completion\nid: 7\ndata: ')),
+                ('blocks without data', framed(
+                    *LINES + ['[DONE]'],
+                    before='retry: 3000\n\nid: 7\n\nevent: ping\n\ndata: ')),
+                ('named events',
+                 framed(*LINES + ['[DONE]'], before='event: completion\nid: 7\ndata: ')),
                 ('no [DONE]', framed(*LINES)),
                 ('no last blank line', framed(*LINES)[:-1]),
                 ('no last line end', framed(*LINES)[:-2]),
                 ('JSON over several lines', framed(*pretty + ['[DONE]'])),
-                ('two objects glued together', framed(LINES[0] + LINES[1], LINES[2] + ' ' + LINES[3], '[DONE]')),
+                ('two objects glued together',
+                 framed(LINES[0] + LINES[1], LINES[2] + ' ' + LINES[3], '[DONE]')),
                 ('all objects glued together', framed(''.join(LINES))),
                 ('one object to a line', framed(*LINES, after='\n')),
                 ('JSON lines', framed(*LINES, before='', after='\n')),
-                ('JSON lines with blank ones', b'\n\r\n' + framed(*LINES, before='', after='\r\n\r\n')),
+                ('JSON lines with blank ones',
+                 b'\n\r\n' + framed(*LINES, before='', after='\r\n\r\n')),
                 ('JSON lines without the last end', framed(*LINES, before='', after='\n')[:-1]),
                 ('a JSON body', whole),
                 ('a JSON body after blank lines', b'\n\n \n' + whole),
@@ -740,10 +1724,13 @@ class PayloadTests(ReplyTests):
                 ('no blank line after it', framed(*lines + ['[DONE]'])[:-1]),
                 ('no line end after it', framed(*lines + ['[DONE]'])[:-2]),
                 ('nothing after it counts', framed(*lines + ['[DONE]'] + late)),
-                ('nothing after it in its event counts', framed(*lines + ['[DONE]'] + late, after='\n')),
+                ('nothing after it in its event counts',
+                 framed(*lines + ['[DONE]'] + late, after='\n')),
                 ('on a line of the last event', framed(*lines + ['[DONE]'], after='\n')),
-                ('on a line of its own after JSON lines', framed(*lines + ['[DONE]'], before='', after='\n')),
-                ('after JSON lines, as an event', framed(*lines, before='', after='\n') + b'data: [DONE]\n\n'),
+                ('on a line of its own after JSON lines',
+                 framed(*lines + ['[DONE]'], before='', after='\n')),
+                ('after JSON lines, as an event',
+                 framed(*lines, before='', after='\n') + b'data: [DONE]\n\n'),
                 ('glued to JSON', framed(*lines, before='', after='') + b'data: [DONE]\n\n')):
             for size in (None, 1):
                 with self.subTest(name, size=size):
@@ -751,8 +1738,10 @@ class PayloadTests(ReplyTests):
                     self.assertText(ask(self.client), 'Hello world', None)
 
     def test_the_first_byte_decides_not_the_content_type(self):
-        bodies = (framed(*LINES + ['[DONE]']), framed(*LINES, before='', after='\n'), json.dumps(WHOLE).encode())
-        for kind in ('text/event-stream', 'TEXT/Event-Stream ; Charset=UTF-8', 'text/event-stream; charset=utf-16',
+        bodies = (framed(*LINES + ['[DONE]']), framed(*LINES, before='', after='\n'),
+                  json.dumps(WHOLE).encode())
+        for kind in ('text/event-stream', 'TEXT/Event-Stream ; Charset=UTF-8',
+                     'text/event-stream; charset=utf-16',
                      'application/json',
                      'application/x-ndjson', 'text/plain', 'text/html; charset=latin-1', '', None):
             for body in bodies:
@@ -764,7 +1753,8 @@ class PayloadTests(ReplyTests):
                     self.assertText(ask(self.client), 'Hello world')
 
     def test_objects_that_share_an_event_are_chunks_of_their_own(self):
-        for name, body in (('glued', framed(''.join(LINES))), ('one to a line', framed(*LINES, after='\n'))):
+        for name, body in (('glued', framed(''.join(LINES))),
+                           ('one to a line', framed(*LINES, after='\n'))):
             with self.subTest(name):
                 self.answer = stream_reply(body)
                 with ask(self.client) as stream:
@@ -773,64 +1763,74 @@ class PayloadTests(ReplyTests):
     def test_a_whole_reply_is_delivered_as_one_chunk_for_each_choice(self):
         calls = [{'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"x":1}'}}]
         usage = {'prompt_tokens': 1, 'completion_tokens': 2, 'total_tokens': 3}
-        self.answer = reply(200, {}, dict(WHOLE, usage=usage, choices=WHOLE['choices'] + [
-            {'index': 1, 'message': {'role': 'assistant', 'content': None, 'tool_calls': calls},
-             'finish_reason': 'tool_calls'}]))
+        second = whole_reply(None, 'tool_calls', tool_calls=calls)['choices'][0]
+        choices = WHOLE['choices'] + [dict(second, index=1)]
+        self.answer = reply(200, {}, dict(WHOLE, usage=usage, choices=choices))
         with ask(self.client) as stream:
             chunks = list(stream)
             completion = stream.collect()
-        self.assertEqual([[choice.index for choice in chunk.choices] for chunk in chunks], [[0], [1]])
+        self.assertEqual([[choice.index for choice in chunk.choices] for chunk in chunks],
+                         [[0], [1]])
         self.assertEqual(chunks[0].choices[0].delta.content, 'Hello world')
         fragment = chunks[1].choices[0].delta.tool_calls[0]
         self.assertEqual((fragment.index, fragment.function.name), (0, 'f'))
-        self.assertEqual([chunk.choices[0].finish_reason for chunk in chunks], ['stop', 'tool_calls'])
+        self.assertEqual([chunk.choices[0].finish_reason for chunk in chunks],
+                         ['stop', 'tool_calls'])
         self.assertText(completion, 'Hello world')
         self.assertEqual(completion.choices[1].message.tool_calls[0].to_dict(), calls[0])
         self.assertEqual(completion.usage.to_dict(), usage)
-        self.assertEqual((completion.id, completion.model, completion.object), ('chatcmpl-1', 'm', 'chat.completion'))
+        self.assertEqual((completion.id, completion.model, completion.object),
+                         ('chatcmpl-1', 'm', 'chat.completion'))
 
-    def test_a_whole_reply_is_whole_without_a_finish_reason(self):
-        whole = [{'index': 0, 'message': {'role': 'assistant', 'content': 'Hello world'}, 'finish_reason': None}]
-        self.answer = reply(200, {}, dict(WHOLE, choices=whole))
-        self.assertText(ask(self.client), 'Hello world', None)
+    def test_an_event_stream_may_come_in_place_of_a_whole_reply(self):
+        self.answer = stream_reply(HELLO)
+        self.assertText(ask(self.client, stream=False), 'Hello world')
 
-    def test_html_is_shown_with_the_likely_cause(self):
-        page = b'\n <!doctype html><html><head><title>Sign in to the network</title>%sbeyond</html>' % (b'.' * 300)
-        for kind in ('text/html', 'text/event-stream'):
-            with self.subTest(kind):
-                error = self.error_of_answer(reply(200, {'Content-Type': kind}, page),
-                                         streamlite.APIResponseValidationError)
-                self.assertSays(error, '<title>Sign in to the network')
-                self.assertTrue(any(word in str(error).lower() for word in ('proxy', 'login', 'sign-in')), str(error))
-                self.assertNotIn('beyond', str(error))
-                self.assertEqual(error.status_code, 200)
-
-    def test_json_that_is_no_completion_is_shown(self):
-        for body in ({'hello': 'there'}, {'status': 'ok', 'version': '1.2'}, {'object': 'list', 'data': []}, {}):
-            with self.subTest(body):
-                error = self.error_of_answer(reply(200, {}, body), streamlite.APIResponseValidationError)
-                for key in body:
-                    self.assertSays(error, key)
-        for body in ({'hello': 'there'}, {'type': 'response.created', 'response': {}}):
-            with self.subTest(body):
-                error = self.error_of(body, done=False, kind=streamlite.APIResponseValidationError)
-                for key in body:
-                    self.assertSays(error, key)
+    def test_what_is_no_completion_is_shown_with_the_likely_cause_and_not_asked_for_again(self):
+        title = '<title>Sign in to the network</title>'
+        page = '\n <!doctype html><html><head>%s%sbeyond</html>' % (title, '.' * 300)
+        html, events = {'Content-Type': 'text/html'}, {'Content-Type': 'text/event-stream'}
+        for name, answer, words in (
+                ('HTML', reply(200, html, page.encode()), [title]),
+                ('HTML by another name', reply(200, events, page.encode()), [title]),
+                ('text', reply(200, {}, b'It works!'), ['It works!']),
+                ('UTF-16', reply(200, events, HELLO.decode().encode('utf-16')), []),
+                ('foreign JSON', reply(200, {}, {'hello': 'there'}), ['hello', 'there']),
+                ('a status', reply(200, {}, {'status': 'ok', 'version': '1.2'}), ['version']),
+                ('a list', reply(200, {}, {'object': 'list', 'data': []}), ['object', 'data']),
+                ('an empty object', reply(200, {}, {}), [])):
+            for stream in (True, False):
+                with self.subTest(name, stream=stream), served(answer, max_retries=2) as (
+                        server, asker):
+                    with self.assertRaises(streamlite.APIResponseValidationError) as caught:
+                        list(ask(asker, stream=stream))
+                    error = caught.exception
+                    self.assertSays(error, *words)
+                    self.assertEqual((error.status_code, len(server.requests)), (200, 1))
+                    if 'HTML' in name:
+                        self.assertRegex(str(error).lower(), 'proxy|login|sign-in')
+                        self.assertNotIn('beyond', str(error))
+        for event in {'hello': 'there'}, {'type': 'response.created', 'response': {}}:
+            with self.subTest('the only event', event=event):
+                error = self.error_of(event, done=False, kind=streamlite.APIResponseValidationError)
+                self.assertSays(error, *event)
 
     def test_a_body_without_an_event_is_a_lost_connection(self):
-        for name, body in (('empty', b''), ('blank lines', b'\n\r\n\n'), ('comments', b': ping\n\n: ping\n\n'),
+        for name, body in (('empty', b''), ('blank lines', b'\n\r\n\n'),
+                           ('comments', b': ping\n\n: ping\n\n'),
                            ('no data', b'retry: 500\n\nevent: ping\n\n')):
             for framing in ('chunked', 'length', 'close'):
                 with self.subTest(name, framing=framing):
-                    with Server(stream_reply(body, framing, {'Retry-After-Ms': '1'}),
-                                stream_reply(HELLO)) as server, client(server, max_retries=1) as retrying:
-                        self.assertText(ask(retrying), 'Hello world')
-                    with Server(stream_reply(body, framing)) as server, client(server) as once:
-                        error = self.assertBroken(once, '')
+                    answer = stream_reply(body, framing, AGAIN)
+                    with served(answer, stream_reply(HELLO), max_retries=1) as (_, asker):
+                        self.assertText(ask(asker), 'Hello world')
+                    with served(answer) as (_, asker):
+                        error = self.assertBroken(asker, '')
                         self.assertNotIsInstance(error, streamlite.APITimeoutError)
 
     def test_an_event_that_is_no_json_object_is_an_error_with_what_came_before(self):
-        for payload in ('{not json', '{"id": "chatcmpl-1", "obj', "{'a': 1}", '<html>502</html>', 'Bad gateway', '42',
+        for payload in ('{not json', '{"id": "chatcmpl-1", "obj', "{'a': 1}", '<html>502</html>',
+                        'Bad gateway', '42',
                         '"hi"', 'null', 'true', '[1]', '[]', '{"a": 1}}'):
             with self.subTest(payload):
                 error = self.error_of(delta('Hel'), delta('lo'), payload, *CHUNKS,
@@ -840,86 +1840,126 @@ class PayloadTests(ReplyTests):
 
     def test_what_json_raises_never_comes_out(self):
         half = '{"choices": [{"index": 0, "delta": {"content": "\\ud83d", "vendor": %s}}]}'
-        for name, payload in (('deep lists', '{"choices": %s' % ('[' * 100000)), ('deep objects', '{"a":' * 100000),
-                              ('deep and whole', '{"a": %s%s}' % ('[' * 100000, ']' * 100000)),
-                              ('300 levels', '{"choices": [], "a": %s%s}' % ('[' * 300, ']' * 300)),
-                              ('300 levels of objects', '{"choices": [], "a": %s1%s}' % ('{"a":' * 300, '}' * 300)),
-                              ('300 levels beside half a character', half % ('[' * 300 + ']' * 300)),
-                              # converting it takes quadratic time, which newer Pythons refuse by themselves
-                              ('an integer of 5,000 digits', '{"created": %s, "choices": []}' % ('9' * 5000)),
-                              ('a negative one', '{"created": -%s, "choices": []}' % ('9' * 5000))):
+        for name, payload in (
+                ('deep lists', '{"choices": %s' % ('[' * 100000)),
+                ('deep objects', '{"a":' * 100000),
+                ('deep and whole', '{"a": %s%s}' % ('[' * 100000, ']' * 100000)),
+                ('300 levels', '{"choices": [], "a": %s%s}' % ('[' * 300, ']' * 300)),
+                ('300 levels of objects',
+                 '{"choices": [], "a": %s1%s}' % ('{"a":' * 300, '}' * 300)),
+                ('300 levels beside half a character', half % ('[' * 300 + ']' * 300)),
+                # Converting it takes quadratic time, which newer Pythons refuse by themselves.
+                ('an integer of 5,000 digits', '{"created": %s, "choices": []}' % ('9' * 5000)),
+                ('a negative one', '{"created": -%s, "choices": []}' % ('9' * 5000))):
             with self.subTest(name):
-                error = self.error_of(delta('Hel'), payload, STOP, kind=streamlite.APIResponseValidationError)
+                error = self.error_of(delta('Hel'), payload, STOP,
+                                      kind=streamlite.APIResponseValidationError)
                 self.assertEqual(text_of(error.partial), 'Hel')
         for number in '1e999', 'NaN', '-Infinity', '[' * 50 + ']' * 50:
             with self.subTest(number):
-                completion = self.collect(delta('Hel'), '{"created": %s, "choices": []}' % number, STOP)
+                completion = self.collect(delta('Hel'), '{"created": %s, "choices": []}' % number,
+                                          STOP)
                 self.assertText(completion, 'Hel')
                 self.assertTrue(completion.to_json())
 
     def test_a_line_beyond_the_limit_ends_a_stream_after_what_came_before_it(self):
         with mock.patch.object(streamlite, 'MAX_EVENT', 5000):
-            for name, tail in (('a line', b'data: ' + b'x' * 9000), ('an event', b'data: 123456789\n' * 900)):
+            for name, tail in (('a line', b'data: ' + b'x' * 9000),
+                               ('an event', b'data: 123456789\n' * 900)):
                 body = sse(delta('Hel'), delta('lo'), tail, done=False)
-                for script in (stream_reply(body), stall(CHUNKED_HEAD + chunked(body, last=False))):
-                    with self.subTest(name), Server(script) as server, client(server) as one:
-                        error = self.assertBroken(one, 'Hello', kind=streamlite.APIError)
+                for script in (stream_reply(body), stall(begun(body))):
+                    with self.subTest(name), served(script) as (_, asker):
+                        error = self.assertBroken(asker, 'Hello', kind=streamlite.APIError)
                         self.assertNotIsInstance(error, streamlite.APITimeoutError)
-            self.error_of_answer(reply(200, {}, dict(WHOLE, padding='x' * 9000)), streamlite.APIError)
+            self.error_of_answer(reply(200, {}, dict(WHOLE, padding='x' * 9000)),
+                                 streamlite.APIError)
 
     def test_many_objects_in_one_body_or_event_take_linear_time(self):
-        def seconds(body):
-            self.answer = reply(200, {}, body)
-            start = time.process_time()
-            self.assertEqual(ask(self.client).collect().choices[0].finish_reason, 'stop')
-            return time.process_time() - start
+        for name, before, after in (('JSON lines', '', '\n'), ('one to a line', 'data: ', '\n'),
+                                    ('glued', '', '')):
+            def work(size):
+                lines = [LINES[1]] * size + [LINES[3]]
+                self.answer = reply(200, {}, framed(*lines, before=before, after=after))
+                self.assertEqual(ask(self.client).collect().choices[0].finish_reason, 'stop')
 
-        for name, before, after in (('JSON lines', '', '\n'), ('one to a line', 'data: ', '\n'), ('glued', '', '')):
             with self.subTest(name):
-                small, large = (seconds(framed(*[LINES[1]] * n + [LINES[3]], before=before, after=after))
-                                for n in (1000, 8000))
-                self.assertLess(large, 32 * small)
+                self.assertLinear(work, 250)
 
-    def test_a_last_event_cut_in_the_middle_is_ignored_and_the_end_judged_as_usual(self):
-        self.answer = stream_reply(framed(*LINES) + b'data: {"id": "chatc')
-        self.assertText(ask(self.client), 'Hello world')
-        text = json.dumps(choice(text='Hello '))
-        for name, body in (('an event', framed(*LINES[:2]) + b'data: {"id": "chatc'),
-                           ('JSON lines of text', framed(text, before='', after='\n')),
-                           ('JSON lines', framed(*LINES[:2], before='', after='\n') + b'{"id": "chatc')):
-            with self.subTest(name):
-                self.answer = stream_reply(body)
-                self.assertBroken(self.client, 'Hello ')
+    def test_a_whole_reply_is_whole_without_choices_and_without_a_finish_reason(self):
+        usage = {'prompt_tokens': 1, 'completion_tokens': 0, 'total_tokens': 1}
+        base = {'id': 'c', 'object': 'chat.completion', 'created': 1, 'model': 'm', 'usage': usage}
+        message = {'role': 'assistant', 'content': 'Hi'}
+        cases = {
+            'no choices': ([], []),
+            'null': (None, []),
+            'no finish_reason': ([{'index': 0, 'message': message}], ['Hi']),
+            'a finish_reason of null': (
+                [{'index': 0, 'message': message, 'finish_reason': None}], ['Hi']),
+            'an empty one': ([{'index': 0, 'message': message, 'finish_reason': ''}], ['Hi']),
+            'an empty message': ([{'index': 0, 'message': dict(message, content='')}], ['']),
+            'a message that is empty': ([{'index': 0, 'message': {}}], ['']),
+            'a text': ([{'index': 0, 'text': 'Hi'}], ['Hi']),
+            'fewer than n': ([{'index': 0, 'message': message}], ['Hi']),
+        }
+        for name, (choices, texts) in cases.items():
+            self.answer = reply(200, {}, dict(base, choices=choices))
+            fields = {'n': 2} if name == 'fewer than n' else {}
+            for stream in False, True:
+                with self.subTest(name, stream=stream):
+                    completion = ask(self.client, stream=stream, **fields)
+                    completion = completion.collect() if stream else completion
+                    got = [choice.message.content or '' for choice in completion.choices]
+                    self.assertEqual(got, texts)
+                    self.assertEqual(completion.usage.total_tokens, 1)
+        with self.subTest('yet one that was cut is not'):
+            whole = json.dumps(dict(base, choices=[{'index': 0, 'message': message}])).encode()
+            for end in range(1, len(whole), 17):
+                self.answer = reply(200, {'Content-Type': 'application/json'}, whole[:end])
+                with self.assertRaises(streamlite.APIError):
+                    ask(self.client, stream=False)
 
-    def test_a_json_body_cut_in_the_middle_is_a_lost_connection(self):
-        whole = json.dumps(WHOLE).encode()
-        for at in (1, 20, len(whole) - 1):
-            with self.subTest(at):
-                self.answer = stream_reply(whole[:at])
-                self.assertBroken(self.client, '')
+    def test_what_is_nested_as_deeply_as_allowed_does_no_harm_to_a_deep_caller(self):
+        def below(frames, work):
+            return work() if frames <= 0 else below(frames - 1, work)
+
+        frame, depth = sys._getframe(), 0
+        while frame is not None:
+            frame, depth = frame.f_back, depth + 1
+        self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(1000)
+        levels = streamlite.MAX_DEPTH - 5
+        body = '{"choices":[{"delta":{"content":"x","v":%s},"finish_reason":"stop"}]}'
+        for name, vendor in (('lists', '[' * levels + ']' * levels),
+                             ('objects', '{"a":' * levels + '1' + '}' * levels),
+                             ('half an emoji', '[' * levels + r'"\ud83d"' + ']' * levels)):
+            for use in (list, lambda stream: list(stream.sse()),
+                        lambda stream: stream.collect().to_json(),
+                        lambda stream: [stream.collect().model_dump(), stream.completion.to_dict()],
+                        lambda stream: copy.deepcopy(stream.collect())):
+                with self.subTest(name):
+                    self.answer = stream_reply(sse(body % vendor))
+                    self.assertTrue(below(600 - depth, lambda: use(ask(self.client))))
 
 
-CLASSES = {
-    400: streamlite.BadRequestError, 401: streamlite.AuthenticationError, 403: streamlite.PermissionDeniedError,
-    404: streamlite.NotFoundError, 409: streamlite.ConflictError, 422: streamlite.UnprocessableEntityError,
-    429: streamlite.RateLimitError, 500: streamlite.InternalServerError, 503: streamlite.InternalServerError,
-    529: streamlite.InternalServerError, 402: streamlite.APIStatusError, 418: streamlite.APIStatusError}
-
-
-class ErrorEventTests(ReplyTests):
+class ErrorEventTest(ReplyTestCase):
 
     def test_an_error_inside_a_200_is_raised_in_the_servers_words(self):
-        said = {'message': 'the provider is gone', 'type': 'server_error', 'code': 502}
-        words, coded, uncoded = json.dumps(said), streamlite.InternalServerError, streamlite.APIError
+        said = {'message': 'the provider is gone', 'type': 'server_error', 'code': 502,
+                'param': 'p'}
+        words, coded, uncoded = json.dumps(
+            said), streamlite.InternalServerError, streamlite.APIError
         member = json.dumps({'error': said})
         for name, tail, kind in (
                 ('an object', framed(member), coded),
-                ('an object beside choices', sse(dict(delta(finish_reason='error'), error=said), done=False), coded),
+                ('an object beside choices',
+                 sse(dict(delta(finish_reason='error'), error=said), done=False), coded),
                 ('a string', sse({'error': said['message']}, done=False), uncoded),
                 ('"object": "error"', sse(dict(said, object='error'), done=False), coded),
                 ('an event named error', framed(words, before='event: error\ndata: '), coded),
-                ('an event named error, with an error member', framed(member, before='event: error\ndata: '), coded),
-                ('an event named error, of plain text', framed(said['message'], before='event: error\ndata: '),
+                ('an event named error, with an error member',
+                 framed(member, before='event: error\ndata: '), coded),
+                ('an event named error, of plain text',
+                 framed(said['message'], before='event: error\ndata: '),
                  uncoded),
                 ('an event named error, of a JSON string',
                  framed(json.dumps(said['message']), before='event: error\ndata: '), uncoded),
@@ -935,22 +1975,27 @@ class ErrorEventTests(ReplyTests):
                     self.assertNotRegex(str(error), '[{"]')
                     self.assertEqual(text_of(error.partial), text + 'lo ' * ('glued' in name))
                     if kind is coded:
-                        self.assertEqual((error.code, error.type), (502, 'server_error'))
+                        self.assertEqual((error.code, error.type, error.param),
+                                         (502, 'server_error', 'p'))
 
     def test_a_json_body_that_is_an_error_is_raised(self):
-        for body in ({'error': {'message': 'the provider is gone', 'code': 503}}, {'error': 'the provider is gone'},
-                     {'object': 'error', 'message': 'the provider is gone'}):
-            for answer in (reply(200, {}, body), reply(200, {'Content-Type': 'text/event-stream'},
-                                                       json.dumps(body, indent=1).encode())):
+        words, events = 'the provider is gone', {'Content-Type': 'text/event-stream'}
+        for body in ({'error': {'message': words, 'code': 503}}, {'error': words},
+                     {'error': {'message': words, 'code': 'gone'}},
+                     {'object': 'error', 'message': words}):
+            for answer in (reply(200, {}, body),
+                           reply(200, events, json.dumps(body, indent=1).encode())):
                 with self.subTest(body):
-                    self.assertSays(self.error_of_answer(answer, streamlite.APIError), 'the provider is gone')
+                    error = self.error_of_answer(answer, streamlite.APIError)
+                    self.assertSays(error, words)
 
     def test_a_numeric_code_decides_the_class(self):
         no_status = [(code, streamlite.APIError) for code in (None, 'server_error', [], True)]
-        for code, kind in list(CLASSES.items()) + [('503', streamlite.InternalServerError)] + no_status:
+        digits = [('503', streamlite.InternalServerError)]
+        for code, kind in list(CLASSES.items()) + digits + no_status:
             with self.subTest(code):
-                error = self.error_of(delta('Hel'),
-                                      {'error': {'message': 'gone', 'type': 't', 'param': 'p', 'code': code}})
+                said = {'message': 'gone', 'type': 't', 'param': 'p', 'code': code}
+                error = self.error_of(delta('Hel'), {'error': said})
                 self.assertIs(type(error), kind)
                 self.assertEqual((error.code, error.type, error.param), (code, 't', 'p'))
                 if kind is not streamlite.APIError:
@@ -963,17 +2008,20 @@ class ErrorEventTests(ReplyTests):
     def test_an_empty_error_member_is_none(self):
         for nothing in (None, {}, '', [], False):
             with self.subTest(nothing):
-                self.assertText(self.collect(*[dict(chunk, error=nothing) for chunk in CHUNKS]), 'Hello world')
+                self.assertText(self.collect(*[dict(chunk, error=nothing) for chunk in CHUNKS]),
+                                'Hello world')
 
     def test_the_servers_words_always_encode(self):
-        for payload in (r'{"error": "gone \ud83d"}', r'{"error": {"message": "gone \ud83d", "code": 503}}'):
+        for payload in (r'{"error": "gone \ud83d"}',
+                        r'{"error": {"message": "gone \ud83d", "code": 503}}'):
             with self.subTest(payload):
                 error = self.error_of(delta('Hel'), payload)
                 self.assertSays(error, 'gone')
                 str(error).encode()
 
     def test_an_odd_error_member_is_still_an_error(self):
-        for odd in (['overloaded'], {'message': None, 'code': 'x'}, {'message': {'nested': 'overloaded'}}, 42, True,
+        for odd in (['overloaded'], {'message': None, 'code': 'x'},
+                    {'message': {'nested': 'overloaded'}}, 42, True,
                     {'code': 10 ** 30}):
             with self.subTest(odd):
                 error = self.error_of(delta('Hel'), {'error': odd})
@@ -981,59 +2029,8 @@ class ErrorEventTests(ReplyTests):
                 self.assertEqual(text_of(error.partial), 'Hel')
 
 
-class ErrorReplyTests(ReplyTests):
-
-    def test_the_servers_words_are_found_in_every_shape_of_body(self):
-        words = 'the model is tired'
-        for name, body in (
-                ('a string', {'error': words}),
-                ('a string and a code', {'code': 'nap', 'error': words}),
-                ('detail', {'detail': words}),
-                ('a list of details', {'detail': [{'loc': ['body', 'model'], 'msg': words, 'type': 'value_error'}]}),
-                ('message', {'message': words}),
-                ('a flat error', {'object': 'error', 'message': words, 'type': 'nap', 'param': None, 'code': '1500'}),
-                ('a list of errors', [{'error': {'message': words, 'code': 429}}]),
-                ('a nested message', json.dumps({'error': {'message': {'detail': words}}}).encode()),
-                ('an empty error beside a message', {'error': None, 'message': words}),
-                ('a JSON string', json.dumps(words).encode()),
-                ('an indented body', json.dumps({'error': {'message': words}}, indent=2).encode()),
-                ('blank lines before', b'\n\n' + json.dumps({'error': {'message': words}}).encode()),
-                ('an event', b'data: {"error": {"message": "%s"}}\n\n' % words.encode()),
-                ('plain text', words.encode()),
-                ('HTML', b'<html><head><title>%s</title></head><body><hr></body></html>' % words.encode()),
-                ('a byte that is not UTF-8', b'{"error": {"message": "%s \xff"}}' % words.encode()),
-                ('a huge integer', b'{"error": {"message": "%s", "code": %s}}' % (words.encode(), b'9' * 5000)),
-                ('cut', b'{"error": {"message": "%s", "co' % words.encode())):
-            for status in (400, 503):
-                with self.subTest(name, status=status):
-                    error = self.error_of_answer(reply(status, {}, body), CLASSES[status])
-                    self.assertSays(error, words)
-                    if not isinstance(body, bytes):
-                        self.assertNotRegex(str(error), '[{"]')
-
-    def test_a_body_that_says_nothing_still_gives_the_status(self):
-        for body in (b'', b' \n', b'null', b'42', b'[]', b'[1, 2, 3]', b'""', b'{}', b'true', b'{"error": {}}',
-                     b'{"error": {"code": 1e999}}', b'{"a":' * 100000, b'[' * 60000, b'\xff\xfe\x00'):
-            for status in (404, 500):
-                with self.subTest(body[:20], status=status):
-                    error = self.error_of_answer(reply(status, {}, body), CLASSES[status])
-                    self.assertEqual(error.status_code, status)
-                    self.assertSays(error, status)
-
-
-# ---- from JSON to a completion -------------------------------------------------------------------
-
-def choice(index=0, finish_reason=None, **fields):
-    """A chunk with one choice of these fields."""
-    return {'id': 'chatcmpl-1', 'choices': [dict({'index': index, 'finish_reason': finish_reason}, **fields)]}
-
-
-def reasoning_of(message):
-    """The reasoning, whichever of the two usual names it has."""
-    return getattr(message, 'reasoning_content', None) or getattr(message, 'reasoning', None)
-
-
-class EnvelopeTests(ReplyTests):
+class DoorTest(ReplyTestCase):
+    """What servers get wrong in a chunk is put right before anybody sees it."""
 
     def test_odd_chunks_do_no_harm(self):
         for name, odd in (
@@ -1077,397 +2074,157 @@ class EnvelopeTests(ReplyTests):
                 ('a whole message after deltas', CHUNKS[:3] + [WHOLE]),
                 ('a whole message after deltas and finish', CHUNKS + [WHOLE]),
                 ('a growing message beside deltas', growing + [STOP]),
-                ('text instead of a delta', [choice(text='Hello '), choice(text='world', finish_reason='stop')]),
+                ('text instead of a delta',
+                 [choice(text='Hello '), choice(text='world', finish_reason='stop')]),
                 ('no index', [{'choices': [{'delta': {'content': 'Hello '}}]},
-                              {'choices': [{'delta': {'content': 'world'}, 'finish_reason': 'stop'}]}]),
+                              {'choices': [{'delta': {'content': 'world'},
+                                            'finish_reason': 'stop'}]}]),
                 ('index null', [choice(index=None, delta={'content': 'Hello '}),
                                 choice(delta={'content': 'world'}, finish_reason='stop')]),
-                ('the last token with finish_reason', [delta('Hello '), delta('world', finish_reason='stop')]),
-                ('more after finish_reason', [delta('Hello', finish_reason='stop'), delta(' world')]),
+                ('the last token with finish_reason',
+                 [delta('Hello '), delta('world', finish_reason='stop')]),
+                ('more after finish_reason',
+                 [delta('Hello', finish_reason='stop'), delta(' world')]),
                 ('parts', [delta([{'type': 'text', 'text': 'Hello '}]),
-                           delta([{'type': 'text', 'text': 'wor'}, {'type': 'text', 'text': 'ld'}]), STOP]),
+                           delta([{'type': 'text', 'text': 'wor'}, {'type': 'text', 'text': 'ld'}]),
+                           STOP]),
                 ('parts that are strings', [delta(['Hello ']), delta(['wor', 'ld']), STOP]),
-                ('parts and strings', [delta([{'type': 'thinking', 'thinking': [{'type': 'text', 'text': 'hm'}]}]),
-                                       delta('Hello'), delta([{'type': 'text', 'text': ' world'}]), STOP])):
+                ('parts and strings',
+                 [delta([{'type': 'thinking', 'thinking': [{'type': 'text', 'text': 'hm'}]}]),
+                                       delta('Hello'), delta([{'type': 'text', 'text': ' world'}]),
+                                       STOP])):
             with self.subTest(name):
                 with self.stream(*chunks) as stream:
                     self.assertEqual(''.join(stream.text()), 'Hello world')
                 self.assertText(stream.completion, 'Hello world')
 
     def test_thinking_parts_are_reasoning(self):
-        let, me, see, four = [{'type': 'text', 'text': said} for said in ('Let ', 'me ', 'see.', '4')]
+        let, me, see, four = [{'type': 'text', 'text': said}
+                              for said in ('Let ', 'me ', 'see.', '4')]
         message = self.message(
             {'content': [{'type': 'thinking', 'thinking': [let, me]}]},
             {'content': [{'type': 'thinking', 'thinking': [see]}, four]},
-            {'content': [{'type': 'image_url', 'image_url': 'x'}, None, 7, {'type': 'text'},
+            {'content': [{'type': 'image_url', 'image_url': 'x'}, None, {'type': 'text'},
                          {'type': 'text', 'text': None}]},
             {'content': '2'})
         self.assertEqual((reasoning_of(message), message.content), ('Let me see.', '42'))
-        message = self.message({'content': [{'type': 'thinking', 'thinking': 'hm'}]}, {'content': 'x'})
+        message = self.message({'content': [{'type': 'thinking', 'thinking': 'hm'}]},
+                               {'content': 'x'})
         self.assertEqual(reasoning_of(message), 'hm')
 
+    def test_content_is_text_or_none(self):
+        for content in (7, True, {'a': 1}, [7], ['x', 7], None, 'x'):
+            with self.subTest(content), self.stream(delta('a'), delta(content), STOP) as stream:
+                for chunk in stream:
+                    self.assertIsInstance(chunk.choices[0].delta.content, (str, type(None)))
+
     def test_a_final_whole_message_is_not_added_to_its_deltas(self):
-        call = {'index': 0, 'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"x":1}'}}
-        final = dict(WHOLE, usage={'total_tokens': 3}, choices=[{'index': 0, 'finish_reason': 'tool_calls', 'message': {
-            'role': 'assistant', 'content': 'Hi', 'reasoning_content': 'hm', 'tool_calls': [call]}}])
-        completion = self.collect(delta(reasoning_content='hm'), delta('H'), delta('i'), delta(tool_calls=[call]),
-                                  final)
+        calls = [call(0, 'a', 'f', '{"x":1}', type='function')]
+        final = whole_reply('Hi', 'tool_calls', reasoning_content='hm', tool_calls=calls)
+        completion = self.collect(delta(reasoning_content='hm'), delta('H'), delta('i'),
+                                  delta(tool_calls=calls), dict(final, usage={'total_tokens': 3}))
         message = completion.choices[0].message
         self.assertEqual((message.content, message.reasoning_content), ('Hi', 'hm'))
-        self.assertEqual([call.function.arguments for call in message.tool_calls], ['{"x":1}'])
+        self.assertEqual([one.function.arguments for one in message.tool_calls], ['{"x":1}'])
         self.assertEqual(completion.choices[0].finish_reason, 'tool_calls')
         self.assertEqual(completion.usage.total_tokens, 3)
 
     def test_choices_are_told_apart_by_index(self):
-        chunks = [delta('a', index=1, role='assistant'), delta('x', role='assistant'), delta('b', index=1), delta('y'),
+        chunks = [delta('a', index=1, role='assistant'), delta('x', role='assistant'),
+                  delta('b', index=1), delta('y'),
                   delta(index=1, finish_reason='length'),
                   delta(index=0, finish_reason='stop')]
         together = dict(STOP, choices=chunks[0]['choices'] + chunks[1]['choices'])
-        for name, order in (('one to a chunk', chunks), ('two in a chunk', [together] + chunks[2:])):
+        for name, order in (('one to a chunk', chunks),
+                            ('two in a chunk', [together] + chunks[2:])):
             with self.subTest(name):
                 with self.stream(*order) as stream:
                     self.assertEqual(''.join(stream.text()), 'xy')
-                found = [(one.index, one.message.content, one.finish_reason) for one in stream.completion.choices]
+                found = [(one.index, one.message.content, one.finish_reason)
+                         for one in stream.completion.choices]
                 self.assertEqual(found, [(0, 'xy', 'stop'), (1, 'ab', 'length')])
 
     def test_two_choices_of_one_index_are_one_answer(self):
-        call = {'index': 0, 'id': 'a', 'function': {'name': 'f', 'arguments': '{}'}}
-        two = dict(choice(), choices=[{'index': 0, 'delta': {'content': 'Hi'}},
-                                      {'index': 0, 'delta': {'tool_calls': [call]}, 'finish_reason': 'tool_calls'}])
+        second = {'tool_calls': [call(0, 'a', 'f', '{}')]}
+        two = {'choices': [{'index': 0, 'delta': {'content': 'Hi'}},
+                           {'index': 0, 'delta': second, 'finish_reason': 'tool_calls'}]}
         message, = [one.message for one in self.collect(two).choices]
         self.assertEqual((message.content, message.tool_calls[0].id), ('Hi', 'a'))
 
-    def test_the_role_is_kept(self):
-        for name, roles in (('once', ['assistant', None]), ('repeated', ['assistant', 'assistant']),
-                            ('then empty', ['assistant', '']), ('late', ['', 'assistant']),
-                            ('never', [None, None])):
+    def test_both_answers_of_a_whole_reply_come_out_whatever_their_indexes(self):
+        for name, indexes in (('missing', (None, None)), ('equal', (0, 0)), ('strings', ('0', '1')),
+                              ('equal strings', ('0', '0')), ('null and missing', ('null', None)),
+                              ('equal, not 0', (1, 1)), ('right', (0, 1))):
+            choices = []
+            for index, text in zip(indexes, ('one', 'two')):
+                message = {'role': 'assistant', 'content': text}
+                choices.append({'index': index, 'message': message, 'finish_reason': 'stop'})
+                if index is None:
+                    del choices[-1]['index']
+                elif index == 'null':
+                    choices[-1]['index'] = None
+            self.answer = reply(200, {}, {'object': 'chat.completion', 'choices': choices})
+            for stream in False, True:
+                with self.subTest(name, stream=stream):
+                    completion = ask(self.client, n=2, stream=stream)
+                    completion = completion.collect() if stream else completion
+                    self.assertEqual([choice.message.content for choice in completion.choices],
+                                     ['one', 'two'])
+                    self.assertEqual(len({choice.index for choice in completion.choices}), 2)
+
+    def test_string_indexes_of_a_stream_keep_its_answers_apart(self):
+        for zero, one in (('0', '1'), (0, '1'), ('0', 1)):
+            with self.subTest(zero=zero, one=one):
+                stream = self.stream(
+                    delta('a', index=zero), delta('b', index=one), delta('A', index=zero),
+                    delta('B', 'stop', index=one), delta(None, 'stop', index=zero))
+                choices = stream.collect().choices
+                self.assertEqual([(choice.index, choice.message.content) for choice in choices],
+                                 [(0, 'aA'), (1, 'bB')])
+        with self.subTest('text() is choice 0'):
+            stream = self.stream(delta('a', 'stop', index='0'), delta('b', 'stop', index='1'))
+            self.assertEqual(list(stream.text()), ['a'])
+
+    def test_reasoning_sent_as_parts_of_the_content_is_reasoning(self):
+        def summary(text):
+            return {'type': 'reasoning', 'summary': [{'type': 'summary_text', 'text': text}]}
+
+        cases = {  # contents, reasoning, text
+            'a summary (Databricks)': (
+                [[summary('The')], [summary(' sky')], [{'type': 'text', 'text': 'Blue'}], '.'],
+                'The sky', 'Blue.'),
+            'a text': (
+                [[{'type': 'reasoning', 'text': 'Hm'}], [{'type': 'text', 'text': 'Blue'}], '.'],
+                'Hm', 'Blue.'),
+            'both in one': (
+                [[summary('The'), {'type': 'text', 'text': 'Blue'}], '.'], 'The', 'Blue.'),
+            'thinking (Mistral)': (
+                [[{'type': 'thinking', 'thinking': [{'type': 'text', 'text': 'Hm'}]}], 'Blue.'],
+                'Hm', 'Blue.'),
+            'several summaries': (
+                [[dict(summary('a'), summary=[{'type': 'summary_text', 'text': 'a'},
+                                              {'type': 'summary_text', 'text': 'b'}])], 'Blue.'],
+                'ab', 'Blue.'),
+        }
+        for name, (contents, reasoning, text) in cases.items():
             with self.subTest(name):
-                self.assertEqual(self.message(*[{'role': role, 'content': 'x'} for role in roles]).role, 'assistant')
-        self.assertEqual(self.message({'content': 'x'}).role, 'assistant')
-
-    def test_content_is_none_where_no_text_came(self):
-        call = {'index': 0, 'id': 'a', 'function': {'name': 'f', 'arguments': '{}'}}
-        self.assertIsNone(self.message({'role': 'assistant', 'content': None}, {'tool_calls': [call]}).content)
-
-    def test_fields_that_come_in_pieces_are_joined(self):
-        for name in ('content', 'refusal', 'reasoning_content', 'reasoning'):
-            with self.subTest(name):
-                message = self.message({name: 'I '}, {name: None}, {name: ''}, {name: 'can '}, {}, {name: "not"})
-                self.assertEqual(getattr(message, name), 'I can not')
-
-    def test_reasoning_under_two_names_is_not_doubled(self):
-        message = self.message(*[{'reasoning': said, 'reasoning_content': said} for said in ('h', 'm')])
-        self.assertEqual((message.reasoning, message.reasoning_content), ('hm', 'hm'))
-
-    def test_reasoning_details_are_all_kept(self):
-        details = [{'type': 'reasoning.text', 'text': 'h', 'index': 0}, {'type': 'reasoning.encrypted', 'data': 'QUJD'}]
-        message = self.message({'reasoning_details': details[:1]}, {'content': 'x'}, {'reasoning_details': details[1:]})
-        self.assertEqual(message.reasoning_details, details)
-
-    def test_reasoning_may_be_an_object(self):
-        self.assertEqual(self.message(*[{'reasoning_content': {'text': part}} for part in 'hm']).reasoning_content,
-                         'hm')
-
-    def test_log_probabilities_are_extended(self):
-        def token(name):
-            return {'token': name, 'logprob': -1.5, 'bytes': [1],
-                    'top_logprobs': [{'token': name, 'logprob': -1.5, 'bytes': None}]}
-
-        chunks = [choice(delta={'content': 'ab'}, logprobs={'content': [token('a'), token('b')], 'refusal': None}),
-                  choice(delta={'content': 'c'}, logprobs=None),
-                  choice(delta={'content': 'd'}, logprobs={'content': [token('d')], 'refusal': [token('r')]}), STOP]
-        logprobs = self.collect(*chunks).choices[0].logprobs
-        self.assertEqual([one.token for one in logprobs.content], ['a', 'b', 'd'])
-        self.assertEqual(logprobs.content[2].top_logprobs[0].logprob, -1.5)
-        self.assertEqual([one.token for one in logprobs.refusal], ['r'])
-
-    def test_audio_is_joined(self):
-        audio = self.message({'audio': {'id': 'audio-1', 'transcript': 'Hel'}},
-                             {'audio': {'data': 'QUJD', 'transcript': 'lo'}}, {'audio': {'data': 'REVG'}},
-                             {'audio': {'expires_at': 7}}).audio
-        self.assertEqual((audio.id, audio.data, audio.transcript, audio.expires_at),
-                         ('audio-1', 'QUJDREVG', 'Hello', 7))
-
-    def test_the_last_value_of_any_other_field_wins(self):
-        chunks = [dict(delta('a', annotations=[1]), id='', model='', system_fingerprint='fp-0', citations=['u']),
-                  dict(delta('b', annotations=[1, 2]), id='chatcmpl-7', model='big'),
-                  dict(delta('c', annotations=None), id='chatcmpl-7', model='big', system_fingerprint='fp-1',
-                       citations=None, service_tier='default')]
-        chunks[1]['choices'][0]['content_filter_results'] = {'hate': {'filtered': False}}
-        completion = self.collect(*chunks + [dict(STOP, id='chatcmpl-7', model='big')])
-        self.assertEqual((completion.id, completion.model, completion.object, completion.created),
-                         ('chatcmpl-7', 'big', 'chat.completion', 1))
-        self.assertEqual((completion.system_fingerprint, completion.citations, completion.service_tier),
-                         ('fp-1', ['u'], 'default'))
-        self.assertEqual(completion.choices[0].message.annotations, [1, 2])
-        self.assertEqual(completion.choices[0].content_filter_results, {'hate': {'filtered': False}})
-
-    def test_a_completion_has_the_shape_of_a_whole_reply(self):
-        self.assertEqual(self.collect(*CHUNKS).model_dump(exclude_none=True), WHOLE)
+                events = [delta(content) for content in contents] + [delta(finish_reason='stop')]
+                message = self.collect(*events).choices[0].message
+                self.assertEqual((message.reasoning_content, message.content), (reasoning, text))
+                self.assertEqual(''.join(self.stream(*events).text()), text)
+                for chunk in self.stream(*events):
+                    self.assertIn(type(chunk.choices[0].delta.content), (str, type(None)))
+        with self.subTest('a whole reply'):
+            parts = [summary('The'), {'type': 'reasoning', 'text': ' sky'},
+                     {'type': 'text', 'text': 'Blue'}]
+            self.answer = reply(200, {}, {'choices': [
+                {'index': 0, 'finish_reason': 'stop', 'message': {
+                    'role': 'assistant', 'content': parts}}]})
+            message = ask(self.client, stream=False).choices[0].message
+            self.assertEqual((message.reasoning_content, message.content), ('The sky', 'Blue'))
 
 
-class ToolCallTests(ReplyTests):
-
-    @staticmethod
-    def call(index=None, id=None, name=None, arguments=None, **fields):
-        """A fragment, without what is None."""
-        function = {key: value for key, value in (('name', name), ('arguments', arguments)) if value is not None}
-        call = {key: value for key, value in (('index', index), ('id', id),
-                                              ('function', function or None)) if value is not None}
-        return dict(call, **fields)
-
-    def calls(self, *deltas, finish_reason='tool_calls'):
-        return self.message(*[{'tool_calls': fragments} for fragments in deltas],
-                            finish_reason=finish_reason).tool_calls
-
-    def test_fragments_become_calls(self):
-        call = self.call
-        one, two = ('a', 'f', '{"x":1}'), ('b', 'g', '{"y":2}')
-        for name, deltas, expected in (
-                ('as OpenAI sends it', [[call(0, 'a', 'f', '', type='function')], [call(0, arguments='{"x"')],
-                                        [call(0, arguments=':1}')]], [one]),
-                ('two, one after the other', [[call(0, 'a', 'f', '')], [call(0, arguments='{"x":1}')],
-                                              [call(1, 'b', 'g', '')], [call(1, arguments='{"y":2}')]], [one, two]),
-                ('two, interleaved', [[call(0, 'a', 'f')], [call(1, 'b', 'g')], [call(0, arguments='{"x"')],
-                                      [call(1, arguments='{"y"')],
-                                      [call(0, arguments=':1}'), call(1, arguments=':2}')]], [one, two]),
-                ('each whole in one delta', [[call(0, 'a', 'f', '{"x":1}')], [call(1, 'b', 'g', '{"y":2}')]],
-                 [one, two]),
-                ('both whole in one delta', [[call(0, 'a', 'f', '{"x":1}'), call(1, 'b', 'g', '{"y":2}')]], [one, two]),
-                ('no index', [[call(None, 'a', 'f', '{"x":1}')], [call(None, 'b', 'g', '{"y":2}')]], [one, two]),
-                ('no index, both in one delta', [[call(None, 'a', 'f', '{"x":1}'), call(None, 'b', 'g', '{"y":2}')]],
-                 [one, two]),
-                ('no index, in fragments', [[call(None, 'a', 'f', '{"x"')], [call(None, arguments=':1}')],
-                                            [call(None, 'b', 'g')], [call(None, arguments='{"y":2}')]], [one, two]),
-                ('no index, the id on each fragment', [[call(None, 'a', 'f', '{"x"')], [call(None, 'b', 'g', '{"y"')],
-                                                       [call(None, 'a', None, ':1}')], [call(None, 'b', None, ':2}')]],
-                                                       [one, two]),
-                ('no index and no id', [[call(None, None, 'f', '{"x":1}')], [call(None, None, 'g', '{"y":2}')]],
-                 [(None, 'f', '{"x":1}'), (None, 'g', '{"y":2}')]),
-                ('index null', [[dict(call(None, 'a', 'f', '{"x"'), index=None)],
-                                [dict(call(None, None, None, ':1}'), index=None)]], [one]),
-                ('index as digits', [[call('0', 'a', 'f', '{"x"')], [call('1', 'b', 'g', '{"y":2}')],
-                                     [call('0', arguments=':1}')]], [one, two]),
-                ('one index for all', [[call(0, 'a', 'f', '{"x":1}')], [call(0, 'b', 'g', '{"y":2}')]], [one, two]),
-                ('one index for all, in one delta', [[call(0, 'a', 'f', '{"x":1}'), call(0, 'b', 'g', '{"y":2}')]],
-                 [one, two]),
-                ('one index for all, in fragments', [[call(0, 'a', 'f', '')], [call(0, arguments='{"x":1}')],
-                                                     [call(0, 'b', 'g', '')], [call(0, arguments='{"y":2}')]],
-                                                     [one, two]),
-                ('one index for all, id and name on each fragment',
-                 [[call(0, 'a', 'f', '{"x"')], [call(0, 'b', 'g', '{"y"')], [call(0, 'a', 'f', ':1}')],
-                  [call(0, 'b', 'g', ':2}')]], [one, two]),
-                ('one index and one name for all', [[call(0, 'a', 'f', '{"x":1}')], [call(0, 'b', 'f', '{"x":1}')]],
-                 [one, ('b', 'f', '{"x":1}')]),
-                ('id and name on each fragment', [[call(0, 'a', 'f', '{"x"')], [call(0, 'a', 'f', ':1')],
-                                                  [call(0, 'a', 'f', '}')]], [one]),
-                ('another type later', [[call(0, 'a', 'f', '{"x"', type='function')],
-                                        [call(0, arguments=':1}', type='custom')]], [one]),
-                ('empty id and name on the rest', [[call(0, 'a', 'f', '{"x"')], [call(0, '', '', ':1')],
-                                                   [call(0, '', '', '}', type='')]], [one]),
-                ('another id without a name goes on', [[call(0, 'a', 'f', '{"x"')], [call(0, 'z1', None, ':1')],
-                                                       [call(0, 'z2', '', '}')]], [one]),
-                ('no id', [[call(0, None, 'f', '{"x":1}')], [call(1, None, 'g', '{"y"')], [call(1, None, None, ':2}')]],
-                 [(None, 'f', '{"x":1}'), (None, 'g', '{"y":2}')]),
-                ('the id comes late', [[call(0, None, 'f', '{"x"')], [call(0, 'a', None, ':1}')]], [one]),
-                ('the name comes late', [[call(0, 'a', None, '')], [call(0, None, 'f', '{"x":1}')]], [one]),
-                ('an object for arguments', [[call(0, 'a', 'f', {'x': 1})]], [one]),
-                ('an empty object for arguments', [[call(0, 'a', 'f', {})]], [('a', 'f', '{}')]),
-                ('null for arguments', [[call(0, 'a', None, None, function={'name': 'f', 'arguments': None})],
-                                        [call(0, arguments='{"x":1}')],
-                                        [call(0, None, None, None, function={'name': None, 'arguments': None})]],
-                                        [one]),
-                ('null and nothing for tool_calls', [None, [call(0, 'a', 'f', '{"x"')], None, [],
-                                                     [call(0, arguments=':1}')], []], [one]),
-                ('an empty call at the end, of the same index', [[call(0, 'a', 'f', '{"x":1}')],
-                                                                 [call(0, '', None, None,
-                                                                       function={'arguments': None})]], [one]),
-                ('an empty call at the end, of the next index', [[call(0, 'a', 'f', '{"x":1}')],
-                                                                 [call(1, '', None, None,
-                                                                       function={'arguments': None})]], [one]),
-                ('an empty call with an id', [[call(0, 'a', 'f', '{"x":1}')], [call(1, 'ghost', None, '')]], [one]),
-                ('indexes from 1', [[call(1, 'a', 'f', '{"x"')], [call(1, arguments=':1}')],
-                                    [call(2, 'b', 'g', '{"y":2}')]], [one, two]),
-                ('the rest under another index', [[call(0, 'a', 'f')], [call(1, arguments='{"x"')],
-                                                  [call(1, arguments=':1}')]], [one]),
-                ('a gap in the indexes', [[call(0, 'a', 'f', '{"x"')], [call(5, 'b', 'g', '{"y":2}')],
-                                          [call(0, arguments=':1}')]], [one, two]),
-                ('a single call instead of a list', [call(0, 'a', 'f', '{"x"'), call(0, arguments=':1}')], [one]),
-                ('null beside the function', [[dict(call(0, 'a', 'f', '{"x"'), name=None, arguments=None)],
-                                              [dict(call(0, arguments=':1}'), name=None)]], [one]),
-                ('function missing at first', [[call(0, 'a')], [call(0, None, 'f')], [call(0, arguments='{"x":1}')]],
-                 [one]),
-                ('function null', [[call(0, 'a', function=None)], [call(0, None, 'f', '{"x":1}')]], [one]),
-                ('odd members', [[None, 'x', 7, call(0, 'a', 'f', '{"x":1}')], 'x', 7, [[]]], [one]),
-                ('no arguments', [[call(0, 'a', 'f', '')]], [('a', 'f', '')]),
-                ('no arguments at all', [[call(0, 'a', 'f')]], [('a', 'f', '')]),
-                ('arguments cut short', [[call(0, 'a', 'f', '{"x": [1, ')]], [('a', 'f', '{"x": [1, ')])):
-            chunks = [delta(tool_calls=fragments) for fragments in deltas] + [delta(finish_reason='tool_calls')]
-            for looking in (False, True):  # what is read half-way changes nothing
-                with self.subTest(name, looking=looking):
-                    with self.stream(*chunks) as stream:
-                        for _ in stream:
-                            self.assertTrue(not looking or stream.completion)
-                    calls = stream.completion.choices[0].message.tool_calls
-                    found = [(call.id, call.function.name, call.function.arguments.replace(': 1}', ':1}'))
-                             for call in calls]
-                    self.assertEqual([(id if given[0] else None, *rest) for (id, *rest), given in zip(found, expected)],
-                                     expected)
-                    self.assertEqual(len(found), len(expected))
-                    self.assertEqual({call.type for call in calls}, {'function'})
-                    self.assertTrue(all(id and isinstance(id, str) for id, _, _ in found), found)
-                    self.assertEqual(len({id for id, _, _ in found}), len(found), 'ids differ')
-
-    def test_a_made_up_id_stays_the_same(self):
-        with self.stream(delta(tool_calls=[self.call(0, None, 'f', '{}')]),
-                         delta(finish_reason='tool_calls')) as stream:
-            stream.collect()
-        self.assertEqual(*[stream.completion.choices[0].message.tool_calls[0].id for _ in range(2)])
-
-    def test_finish_reason_stop_takes_no_call_away(self):
-        self.assertEqual(len(self.calls([self.call(0, 'a', 'f', '{}')], finish_reason='stop')), 1)
-
-    def test_arguments_without_a_name_are_not_lost(self):
-        self.assertEqual([call.function.arguments for call in self.calls([self.call(0, 'a', None, '{"x":1}')])],
-                         ['{"x":1}'])
-
-    def test_there_are_none_where_none_came(self):
-        for deltas in ([], [None], [[]], [[self.call(0, '', None, None, function={'arguments': None})]]):
-            with self.subTest(deltas):
-                self.assertFalse(self.calls(*deltas))
-
-    def test_each_choice_has_its_own(self):
-        first, second = self.call(0, 'a', 'f', '{"x"'), self.call(0, 'b', 'g', '{"y"')
-        completion = self.collect(delta(tool_calls=[first]), delta(index=1, tool_calls=[second]),
-                                  delta(index=1, tool_calls=[self.call(0, arguments=':2}')]),
-                                  delta(tool_calls=[self.call(0, arguments=':1}')]), delta(finish_reason='tool_calls'),
-                                  delta(index=1, finish_reason='tool_calls'))
-        self.assertEqual([[call.function.arguments for call in one.message.tool_calls] for one in completion.choices],
-                         [['{"x":1}'], ['{"y":2}']])
-
-    def test_a_call_has_the_shape_of_a_whole_reply_and_keeps_what_the_vendor_added(self):
-        signature = {'google': {'thought_signature': 'c2ln'}}
-        call, = self.calls([self.call(0, 'a', 'f', '{"x"', extra_content=signature)], [self.call(0, arguments=':1}')])
-        self.assertEqual(call.to_dict(), {'id': 'a', 'type': 'function',
-                                          'function': {'name': 'f', 'arguments': '{"x":1}'},
-                                          'extra_content': signature})
-        call, = self.calls([self.call(0, 'a', 'f', '{}')], [self.call(0, extra_content=signature)])
-        self.assertEqual(call.extra_content, signature)
-
-    def test_the_older_function_call_is_joined_too(self):
-        message = self.message({'function_call': {'name': 'f', 'arguments': ''}},
-                               {'function_call': {'name': '', 'arguments': '{"x"'}},
-                               {'function_call': {'arguments': ':1}'}},
-                               finish_reason='function_call')
-        self.assertEqual((message.function_call.name, message.function_call.arguments), ('f', '{"x":1}'))
-
-    def test_custom_calls_are_collected_as_function_calls_are(self):
-        fragments = [{'index': 0, 'id': 'a', 'type': 'custom', 'custom': {'name': 'sql', 'input': ''}}] + [
-            {'index': 0, 'custom': {'input': piece}} for piece in ('SELECT ', '1')]
-        whole = {'id': 'a', 'type': 'custom', 'custom': {'name': 'sql', 'input': 'SELECT 1'}}
-        self.assertEqual([call.to_dict() for call in self.calls(*[[fragment] for fragment in fragments])], [whole])
-        message = {'role': 'assistant', 'content': None, 'tool_calls': [whole]}
-        answer = {'object': 'chat.completion', 'choices': [
-            {'index': 0, 'message': message, 'finish_reason': 'tool_calls'}]}
-        with Server(reply(200, {}, answer)) as server, client(server) as asker:
-            call, = ask(asker, stream=False).choices[0].message.tool_calls
-            self.assertEqual((call.type, call.to_dict()['custom']), ('custom', whole['custom']))
-
-    def test_parsed_arguments(self):
-        for text, expected in (('{"x": [1, "é"]}', {'x': [1, 'é']}), ('', {}), ('{}', {}), (' {"x":1}\n', {'x': 1})):
-            with self.subTest(text):
-                call, = self.calls([self.call(0, 'a', 'f', text)])
-                self.assertEqual(call.function.parsed_arguments, expected)
-        for text in ('{"x": [1, ', '{"x":1}{"y":2}', 'get_weather(Berlin)', "{'x': 1}"):
-            with self.subTest(text):
-                call, = self.calls([self.call(0, 'a', 'f', text)], finish_reason='length')
-                self.assertEqual(call.function.arguments, text)
-                with self.assertRaises(ValueError) as caught:
-                    self.fail(call.function.parsed_arguments)
-                self.assertIn(text.strip(), str(caught.exception))
-
-
-class UsageTests(ReplyTests):
-
-    def test_the_last_block_with_a_count_is_the_usage(self):
-        first, last = [{'prompt_tokens': 9, 'completion_tokens': n, 'total_tokens': 9 + n} for n in (1, 3)]
-        zero = {'prompt_tokens': 0, 'completion_tokens': 0, 'total_tokens': 0}
-        content, end = dict(delta('x')), {'choices': []}
-        for name, chunks in (
-                ('a last chunk without choices', [content, STOP, dict(end, usage=last)]),
-                ('null on all others', [dict(content, usage=None), dict(STOP, usage=None), dict(end, usage=last)]),
-                ('null after it', [content, dict(STOP, usage=last), dict(end, usage=None)]),
-                ('growing on every chunk', [dict(content, usage=first), dict(STOP, usage=last)]),
-                ('zeros before it', [dict(content, usage=zero), dict(STOP, usage=zero), dict(end, usage=last)]),
-                ('zeros after it', [dict(content, usage=last), STOP, dict(end, usage=zero)]),
-                ('nothing after it', [content, STOP, dict(end, usage=last), dict(end, usage={})]),
-                ('on the chunk that finishes', [content, dict(STOP, usage=last)]),
-                ('on the first chunk alone', [dict(content, usage=last), STOP]),
-                ('with choices null', [content, STOP, {'choices': None, 'usage': last}]),
-                ('without choices', [content, STOP, {'usage': last}]),
-                ('under x_groq', [content, dict(STOP, x_groq={'id': 'req', 'usage': last})]),
-                ('under x_groq, beside null', [content, dict(STOP, usage=None, x_groq={'usage': last})]),
-                ('twice', [content, STOP, dict(end, usage=first), dict(end, usage=last)]),
-                ('odd blocks', [content, STOP, dict(end, usage=last), dict(end, usage='none'), dict(end, usage=[7]),
-                                dict(end, usage=7), dict(end, x_groq='x')])):
-            with self.subTest(name):
-                completion = self.collect(*chunks)
-                self.assertEqual(completion.usage.to_dict(), last)
-                self.assertText(completion, 'x')
-
-    def test_it_is_none_where_none_came(self):
-        self.assertIsNone(self.collect(*CHUNKS).usage)
-        self.assertIsNone(self.collect(*[dict(chunk, usage=None) for chunk in CHUNKS]).usage)
-        self.assertIsNone(self.error_of(delta('Hel'), done=False).partial.usage)
-
-    def test_its_details_are_objects_and_unknown_counts_are_kept(self):
-        usage = self.collect(delta('x'), STOP, {'choices': [], 'usage': {
-            'prompt_tokens': 1, 'completion_tokens': 2, 'total_tokens': 3, 'cost': 0.25,
-            'prompt_tokens_details': {'cached_tokens': 1}, 'completion_tokens_details': {'reasoning_tokens': 2}}}).usage
-        self.assertEqual((usage.completion_tokens_details.reasoning_tokens, usage.prompt_tokens_details.cached_tokens,
-                          usage.cost), (2, 1, 0.25))
-
-
-class FinishReasonTests(ReplyTests):
-
-    def test_the_last_one_that_is_not_empty_counts(self):
-        for reasons, expected in (
-                ([None, 'stop'], 'stop'), (['', '', 'stop'], 'stop'), (['stop', None], 'stop'), (['stop', ''], 'stop'),
-                (['stop', 'tool_calls'], 'tool_calls'),
-                (['stop', 'stop', 'stop'], 'stop'), (['length'], 'length'), (['content_filter'], 'content_filter'),
-                (['eos'], 'eos'), (['COMPLETE'], 'COMPLETE'),
-                ([None], None), ([''], None)):
-            with self.subTest(reasons):
-                self.assertText(self.collect(*[delta('x', finish_reason=reason) for reason in reasons]),
-                                'x' * len(reasons), expected)
-
-    def test_an_end_without_done_needs_the_finish_of_every_choice(self):
-        stop, more = delta(finish_reason='stop'), delta('!', index=1)
-        for name, chunks, whole in (
-                ('finished', [delta('Hi'), stop], True),
-                ('not finished', [delta('Hi')], False),
-                ('an empty reason', [delta('Hi', finish_reason='')], False),
-                ('one of two', [delta('Hi'), more, stop], False),
-                ('both', [delta('Hi'), more, stop, delta(index=1, finish_reason='length')], True),
-                ('n=2, of which the second never came', [delta('Hi'), stop], False),
-                ('n=2, and both', [delta('Hi'), stop, delta('!', 'stop', 1)], True),
-                ('finished, then usage', [delta('Hi'), stop, {'choices': [], 'usage': {'total_tokens': 1}}], True),
-                ('usage without choices does not finish', [delta('Hi'), {'usage': {'total_tokens': 1}}], False),
-                ('usage alone does not finish', [delta('Hi'), {'choices': [], 'usage': {'total_tokens': 1}}], False),
-                ('no choice at all', [{'choices': []}], False)):
-            for framing in ('chunked', 'length', 'close'):
-                with self.subTest(name, framing=framing):
-                    self.answer = stream_reply(sse(*chunks, done=False), framing)
-                    fields = {'n': 2} if 'n=2' in name else {}
-                    with Server(self.answer) as server, client(server) as one:
-                        if whole:
-                            self.assertText(ask(one, **fields), 'Hi')
-                        else:
-                            error = self.assertBroken(one, 'Hi' if 'no choice' not in name else '', **fields)
-                            self.assertIs(type(error), streamlite.APIConnectionError)
-
-
-class SurrogateTests(ReplyTests):
+class SurrogateTest(ReplyTestCase):
     """An emoji is two surrogates in JSON's escapes, and some servers cut between them."""
 
     HIGH, LOW, WHOLE = '\ud83d', '\ude00', '\U0001f600'
@@ -1480,7 +2237,8 @@ class SurrogateTests(ReplyTests):
     @staticmethod
     def relayed(stream, name):
         """A field of choice 0's deltas, as a browser reads it."""
-        choices = [one for item in decode(stream) if item.data != '[DONE]' for one in json.loads(item.data)['choices']]
+        choices = [one for item in decode(stream) if item.data != '[DONE]'
+                   for one in json.loads(item.data)['choices']]
         return [one['delta'].get(name) or '' for one in choices if one['index'] == 0]
 
     def test_text_comes_out_whole_and_always_encodes(self):
@@ -1488,7 +2246,8 @@ class SurrogateTests(ReplyTests):
         for name, deltas, expected in (
                 ('whole', ['a', self.WHOLE, 'b'], 'a😀b'),
                 ('cut', ['a' + high, low + 'b'], 'a😀b'),
-                ('cut, with a chunk between', ['a' + high, '', {'role': 'assistant'}, low + 'b'], 'a😀b'),
+                ('cut, with a chunk between', ['a' + high, '', {'role': 'assistant'}, low + 'b'],
+                 'a😀b'),
                 ('cut twice', [high, low + high, low], '😀😀'),
                 ('high alone at the end', ['a', high], 'a\ufffd'),
                 ('high alone in the middle', ['a' + high + 'b', 'c'], 'a\ufffdbc'),
@@ -1496,8 +2255,10 @@ class SurrogateTests(ReplyTests):
                 ('low alone', [low + 'a', 'b' + low], '\ufffdab\ufffd'),
                 ('the wrong way round', [low, high, 'x'], '\ufffd\ufffdx'),
                 ('two highs', [high, high, low], '\ufffd😀'),
-                ('a high that another field follows', [high, {'reasoning_content': low}, 'x'], '\ufffdx'),
-                ('a high that another choice follows', [high, {'content': low, 'index': 1}, low], '😀')):
+                ('a high that another field follows', [high, {'reasoning_content': low}, 'x'],
+                 '\ufffdx'),
+                ('a high that another choice follows', [high, {'content': low, 'index': 1}, low],
+                 '😀')):
             with self.subTest(name):
                 chunks = self.pieces(*deltas)
                 with self.stream(*chunks) as stream:
@@ -1514,12 +2275,13 @@ class SurrogateTests(ReplyTests):
                     text.encode()
 
     def test_reasoning_and_arguments_come_out_whole(self):
-        call = ToolCallTests.call
         chunks = self.pieces(
-            {'reasoning_content': 'a' + self.HIGH}, {'reasoning_content': self.LOW + 'b' + self.HIGH},
+            {'reasoning_content': 'a' + self.HIGH},
+            {'reasoning_content': self.LOW + 'b' + self.HIGH},
             {'tool_calls': [call(0, 'a', 'f', '{"x":"' + self.HIGH)]},
             {'tool_calls': [call(1, 'b', 'g', '{"y":"' + self.HIGH)]},
-            {'tool_calls': [call(0, arguments=self.LOW + '"}')]}, {'tool_calls': [call(1, arguments='"}')]})
+            {'tool_calls': [call(0, arguments=self.LOW + '"}')]},
+            {'tool_calls': [call(1, arguments='"}')]})
         with self.stream(*chunks) as stream:
             relayed = b''.join(stream.sse())
         for text in self.relayed(relayed, 'reasoning_content'):
@@ -1534,22 +2296,25 @@ class SurrogateTests(ReplyTests):
                                  [{'x': '😀'}, {'y': '\ufffd'}])
 
     def test_a_half_that_waits_at_the_end_comes_out_at_its_place(self):
-        call = ToolCallTests.call
         for done in (True, False):
             with self.subTest(done=done):
                 message = self.collect(*self.pieces(
                     {'tool_calls': [call(0, 'a', 'f', '{}')]},
                     {'tool_calls': [call(1, 'b', 'g', '{"y":"' + self.HIGH)]},
-                    {'content': 'a' + self.HIGH}, {'reasoning_content': 'b' + self.HIGH}), done=done).choices[0].message
-                self.assertEqual((message.content, message.reasoning_content), ('a\ufffd', 'b\ufffd'))
-                self.assertEqual([call.function.arguments for call in message.tool_calls], ['{}', '{"y":"\ufffd'])
+                    {'content': 'a' + self.HIGH}, {'reasoning_content': 'b' + self.HIGH}),
+                                       done=done).choices[0].message
+                self.assertEqual((message.content, message.reasoning_content),
+                                 ('a\ufffd', 'b\ufffd'))
+                self.assertEqual([call.function.arguments for call in message.tool_calls],
+                                 ['{}', '{"y":"\ufffd'])
 
     def test_only_fields_that_are_joined_wait_for_the_other_half(self):
         first, second = [{'title': 'cut ' + self.HIGH}], [{'title': 'whole'}, {'title': self.LOW}]
         for name, deltas, expected in (
                 ('the last', [{'annotations': first}, 'Hi'], [{'title': 'cut \ufffd'}]),
-                ('one that another follows', [{'annotations': first}, {'annotations': second}, 'Hi'],
-                 [{'title': 'whole'}, {'title': '\ufffd'}])):
+                ('one that another follows',
+                 [{'annotations': first}, {'annotations': second}, 'Hi'],
+                 [{'title': 'cut \ufffd'}, {'title': 'whole'}, {'title': '\ufffd'}])):
             with self.subTest(name):
                 message = self.collect(*self.pieces(*deltas)).choices[0].message
                 self.assertEqual((message.content, message.annotations), ('Hi', expected))
@@ -1573,178 +2338,634 @@ class SurrogateTests(ReplyTests):
         self.assertIn(text_of(error.partial), ('a', 'a\ufffd'))
 
 
-# ---- wire objects --------------------------------------------------------------------------------
+class VerdictTest(ReplyTestCase):
+    """Whether an answer is whole: a half one that looks whole is the worst that could come out."""
 
-class WireObjectTests(ReplyTests):
+    def test_an_end_without_done_needs_the_finish_of_every_choice(self):
+        stop, more = STOP, delta('!', index=1)
+        for name, chunks, whole in (
+                ('finished', [delta('Hi'), stop], True),
+                ('not finished', [delta('Hi')], False),
+                ('an empty reason', [delta('Hi', finish_reason='')], False),
+                ('one of two', [delta('Hi'), more, stop], False),
+                ('both', [delta('Hi'), more, stop, delta(index=1, finish_reason='length')], True),
+                ('n=2, of which the second never came', [delta('Hi'), stop], False),
+                ('n=2, and both', [delta('Hi'), stop, delta('!', 'stop', 1)], True),
+                ('finished, then usage',
+                 [delta('Hi'), stop, {'choices': [], 'usage': {'total_tokens': 1}}], True),
+                ('usage without choices does not finish',
+                 [delta('Hi'), {'usage': {'total_tokens': 1}}], False),
+                ('usage alone does not finish',
+                 [delta('Hi'), {'choices': [], 'usage': {'total_tokens': 1}}], False),
+                ('no choice at all', [{'choices': []}], False)):
+            for framing in ('chunked', 'length', 'close'):
+                with self.subTest(name, framing=framing):
+                    fields = {'n': 2} if 'n=2' in name else {}
+                    with served(stream_reply(sse(*chunks, done=False), framing)) as (_, asker):
+                        if whole:
+                            self.assertText(ask(asker, **fields), 'Hi')
+                        else:
+                            text = '' if 'no choice' in name else 'Hi'
+                            error = self.assertBroken(asker, text, **fields)
+                            self.assertIs(type(error), streamlite.APIConnectionError)
 
-    def chunk(self, **fields):
-        with self.stream(dict(delta('Hi', role='assistant', reasoning_content='hm'), **fields), STOP) as stream:
-            return list(stream)[0]
+    def test_an_answer_that_was_cut_is_never_whole(self):
+        cases = {
+            'ended by the close': stream_reply(HELLO_CUT, 'close'),
+            'its exact Content-Length': stream_reply(HELLO_CUT, 'length'),
+            'a short Content-Length': cut(stream_reply(
+                HELLO_CUT, 'length', {'Content-Length': len(HELLO)})),
+            'a Content-Length inside an event': stream_reply(
+                HELLO, 'length', {'Content-Length': len(HELLO_CUT) + 9}),
+            'no last chunk': cut(begun(HELLO_CUT)),
+            'a clean last chunk': stream_reply(HELLO_CUT),
+            'a clean last chunk inside an event': stream_reply(HELLO_CUT + WORLD[:-20]),
+            'reset': reset(begun(HELLO_CUT)),
+            'truncated gzip, clean last chunk': stream_reply(packed(HELLO_CUT)[:-8], headers=GZIP),
+            'whole gzip of half a stream': stream_reply(packed(HELLO_CUT), headers=GZIP),
+        }
+        for name, script in cases.items():
+            with self.subTest(name), served(script) as (server, asker):
+                error = self.assertBroken(asker, 'Hello ')
+                self.assertIsNone(error.partial.choices[0].finish_reason)
+                self.assertSays(error, '127.0.0.1:%d' % server.port, PATH)
 
-    def test_documented_fields_default_to_none(self):
-        chunk = self.chunk()
-        for name in ('usage', 'service_tier', 'system_fingerprint'):
-            self.assertIsNone(getattr(chunk, name), name)
-        for name in ('refusal', 'tool_calls', 'function_call'):
-            self.assertIsNone(getattr(chunk.choices[0].delta, name), name)
-        self.assertIsNone(chunk.choices[0].finish_reason)
-        self.assertIsNone(chunk.choices[0].logprobs)
-        with self.stream({'choices': [{}], 'usage': {}}, done=True) as stream:
-            bare, = stream
-        for name in ('id', 'object', 'created', 'model'):
-            self.assertIsNone(getattr(bare, name), name)
-        self.assertIsNone(bare.usage.total_tokens)
-        completion = self.collect(*CHUNKS)
-        for name in ('refusal', 'tool_calls', 'function_call', 'audio', 'annotations'):
-            self.assertIsNone(getattr(completion.choices[0].message, name), name)
-        with self.stream(delta(tool_calls=[{'index': 0}]), STOP) as stream:
-            call = list(stream)[0].choices[0].delta.tool_calls[0]
-        self.assertEqual((call.index, call.id, call.type, call.function), (0, None, None, None))
+    def test_a_cut_tool_call_keeps_its_fragments(self):
+        error = self.error_of(delta(tool_calls=[call(0, 'call_1', 'look', '', type='function')]),
+                              delta(tool_calls=[call(0, arguments='{"city": "Par')]), done=False)
+        function = error.partial.choices[0].message.tool_calls[0].function
+        self.assertEqual((function.name, function.arguments), ('look', '{"city": "Par'))
+        self.assertRaises(ValueError, getattr, function, 'parsed_arguments')
 
-    def test_a_misspelt_attribute_is_an_attribute_error(self):
-        chunk, completion = self.chunk(), self.collect(*CHUNKS)
-        for instance, name in ((chunk, 'choises'), (chunk.choices[0], 'detla'), (chunk.choices[0].delta, 'contnet'),
-                               (completion, 'choise'), (completion.choices[0].message, 'contnet')):
+    def test_a_last_event_cut_in_the_middle_is_ignored_and_the_end_judged_as_usual(self):
+        self.answer = stream_reply(framed(*LINES) + b'data: {"id": "chatc')
+        self.assertText(ask(self.client), 'Hello world')
+        text = json.dumps(choice(text='Hello '))
+        for name, body in (('an event', framed(*LINES[:2]) + b'data: {"id": "chatc'),
+                           ('JSON lines of text', framed(text, before='', after='\n')),
+                           ('JSON lines',
+                            framed(*LINES[:2], before='', after='\n') + b'{"id": "chatc')):
             with self.subTest(name):
-                self.assertRaises(AttributeError, getattr, instance, name)
+                self.answer = stream_reply(body)
+                self.assertBroken(self.client, 'Hello ')
 
-    def test_an_undocumented_field_is_simply_there(self):
-        chunk = self.chunk(citations=['u'], x_vendor={'a': {'b': 1}})
-        self.assertEqual(chunk.choices[0].delta.reasoning_content, 'hm')
-        self.assertEqual(chunk.citations, ['u'])
-        self.assertEqual(chunk.x_vendor, {'a': {'b': 1}})
+    def test_a_json_body_cut_in_the_middle_is_a_lost_connection(self):
+        whole = json.dumps(WHOLE).encode()
+        for at in (1, 20, len(whole) - 1):
+            with self.subTest(at):
+                self.answer = stream_reply(whole[:at])
+                self.assertBroken(self.client, '')
 
-    def test_no_key_of_the_server_shadows_a_method(self):
-        names = [name for name in dir(self.chunk()) if callable(getattr(self.chunk(), name))]
-        self.assertIn('to_dict', names)
-        sent = dict(delta('Hi', **dict.fromkeys(names, 1)), **dict.fromkeys(names + ['__dict__', '__slots__'], 1))
-        with self.stream(sent, STOP) as stream:
-            chunk = list(stream)[0]
-        for instance, expected in ((chunk, sent), (chunk.choices[0].delta, sent['choices'][0]['delta'])):
-            self.assertEqual(instance.to_dict(), expected)
-            self.assertEqual(json.loads(instance.to_json()), expected)
-            self.assertEqual(instance.model_dump()['to_dict'], 1)
-            self.assertEqual(json.loads(instance.model_dump_json())['to_dict'], 1)
-            repr(instance)
-        message = stream.completion.choices[0].message
-        self.assertEqual(message.content, 'Hi')
-        self.assertEqual(message.to_dict()['content'], 'Hi')
+    def test_after_done_or_finish_nothing_turns_success_into_an_error(self):
+        cases = {}
+        for name, body in (('finish_reason', FINISHED), ('[DONE]', HELLO)):
+            start = begun(body)
+            cases.update({
+                name + ', then the end': cut(start),
+                name + ', then a reset': reset(start),
+                name + ', then garbage': cut(start + b'\xff\x00garbage\r\n\r\n'),
+                name + ', then a bad chunk size': cut(start + b'-5\r\n'),
+                name + ', then half a chunk': cut(start + b'20\r\ndata: {"cho'),
+                name + ', then silence': stall(start),
+                name + ', then comments': pace(chunked(b':\n\n', last=False), start),
+            })
+        late = sse({'error': {'message': 'late'}})
+        cases['[DONE], then an error event'] = cut(CHUNKED_HEAD + chunked(HELLO + late))
+        cases['truncated gzip'] = stream_reply(packed(HELLO)[:-8], headers=GZIP)
+        with mock.patch.object(streamlite, 'PATIENCE', SHORT):
+            for name, result in outcomes({name: [script] for name, script in cases.items()}):
+                with self.subTest(name):
+                    self.assertEqual(result.result, 'Hello world')
+                    self.assertLess(result.seconds, PROMPT)
 
-    def test_a_chunk_is_what_the_server_sent(self):
-        sent = dict(delta('Hi', role='assistant',
-                          tool_calls=[{'index': 0, 'id': 'a', 'function': {'name': 'f', 'arguments': ''}}],
-                          vendor=[{'x': None}]),
-                    usage={'total_tokens': 1, 'completion_tokens_details': {'reasoning_tokens': 0}},
-                    vendor={'y': [1.5, True, 'é']})
-        with self.stream(sent, STOP) as stream:
-            chunk = list(stream)[0]
-        self.assertEqual(chunk.to_dict(), sent)
-        self.assertEqual(json.loads(chunk.to_json()), sent)
+    def test_behind_the_finish_reason_only_more_of_the_answer_extends_the_wait(self):
+        def more(peer):
+            peer.send(begun(FINISHED))
+            for _ in range(5):  # together longer than the patience
+                peer.wait_closed(MEDIUM / 4)
+                peer.send(chunked(sse(delta('!'), done=False), last=False))
+            peer.send(chunked(DONE))
 
-    def test_dumps_are_those_of_the_sdk(self):
-        completion = self.collect(*CHUNKS)
-        plain, every = completion.to_dict(), completion.model_dump()
-        self.assertNotIn('service_tier', plain)
-        self.assertEqual(json.loads(completion.to_json()), plain)
-        self.assertIn('\n', completion.to_json())
-        self.assertNotIn('\n', completion.to_json(indent=None))
-        self.assertIsNone(every['service_tier'])
-        self.assertIsNone(every['choices'][0]['message']['tool_calls'])
-        self.assertEqual(json.loads(completion.model_dump_json()), every)
-        self.assertNotIn('\n', completion.model_dump_json())
-        self.assertNotIn('service_tier', completion.model_dump(exclude_none=True))
-        self.assertEqual(completion.model_dump(exclude_unset=True), plain)
-        self.assertEqual(set(completion.model_dump(include={'id', 'usage'})), {'id', 'usage'})
-        self.assertEqual(set(every) - set(completion.model_dump(exclude={'choices'})), {'choices'})
-        self.assertEqual(completion.model_dump(by_alias=True, mode='json', warnings=False), every)  # no meaning here
-        self.assertIs(type(plain['choices'][0]['message']), dict)
-        plain['choices'][0]['message']['content'] = 'changed'
-        self.assertText(completion, 'Hello world')
+        nothing = {'choices': []}
+        count = dict(nothing, usage={'total_tokens': 1})
+        cases = {'more of the answer': [more]}
+        for name, event in ('usage', count), ('no choices', nothing):
+            cases[name + ' for ever'] = [pace(chunked(sse(event, done=False), last=False),
+                                              begun(FINISHED))]
+        with mock.patch.object(streamlite, 'PATIENCE', MEDIUM):
+            for name, result in outcomes(cases):
+                with self.subTest(name):
+                    self.assertEqual(result.result,
+                                     'Hello world' + '!' * 5 * (name.startswith('more')))
+                    self.assertLess(result.seconds, PROMPT)
 
-    def test_json_is_json_even_where_the_server_sent_none(self):
-        chunk = self.chunk(x=float('nan'), y=[float('inf'), -float('inf')])
-        self.assertEqual(json.loads(chunk.to_json(), parse_constant=self.fail)['y'], [None, None])
+    def test_usage_that_was_asked_for_is_waited_for(self):
+        usage = dict(delta(), choices=[], usage={'total_tokens': 3})
+        asked = {'stream_options': {'include_usage': True}}
+        answered = begun(sse(delta('Hi', 'stop'), done=False))
 
-    def test_pickled_and_copied_it_is_the_same(self):
-        chunk = self.chunk(x_vendor={'a': [1]})
-        completion = self.collect(delta(tool_calls=[{'index': 0, 'id': 'a',
-                                                     'function': {'name': 'f', 'arguments': '{"x":1}'}}]),
-                                                     delta(finish_reason='tool_calls'),
-                                  {'choices': [], 'usage': {'total_tokens': 1}})
-        for original in (chunk, completion):
-            for name, twin in (('pickle', pickle.loads(pickle.dumps(original))), ('copy', copy.copy(original)),
-                               ('deepcopy', copy.deepcopy(original))):
-                with self.subTest(name, kind=type(original).__name__):
-                    self.assertIs(type(twin), type(original))
-                    self.assertEqual(twin.to_dict(), original.to_dict())
-                    self.assertEqual(twin, original)
-        twin = pickle.loads(pickle.dumps(completion))
-        self.assertEqual(twin.choices[0].message.tool_calls[0].function.parsed_arguments, {'x': 1})
+        def later(done):  # than the patience with what is behind a whole answer
+            end = chunked(sse(usage, done=done), last=done)
+            return lambda peer: (peer.send(answered), peer.wait_closed(MEDIUM) or peer.send(end),
+                                 peer.wait_closed())
 
-    def test_a_repr_shows_the_fields(self):
-        for part in ('ChatCompletionChunk', "content='Hi'", "reasoning_content='hm'"):
-            self.assertIn(part, repr(self.chunk()))
+        def tokens(script, timeout, fields):
+            with served(script, timeout=timeout) as (_, asker), self.assertPrompt():
+                completion = ask(asker, **fields).collect()
+            self.assertText(completion, 'Hi')
+            return completion.usage and completion.usage.total_tokens
+
+        cases = {
+            'asked for': (later(True), LONG, asked, 3),
+            'in extra_body': (later(True), LONG, {'extra_body': asked}, 3),
+            'silence behind it': (later(False), LONG, asked, 3),
+            'not asked for': (stall(answered), LONG, {}, None),
+            'never sent': (stall(answered), SHORT, asked, None),
+        }
+        with mock.patch.object(streamlite, 'PATIENCE', SHORT):
+            told = at_once(*[lambda case=case: tokens(*case[:3]) for case in cases.values()])
+        self.assertEqual(dict(zip(cases, told)), {name: case[3] for name, case in cases.items()})
+
+    def test_how_many_choices_there_are_costs_nothing_at_each_read(self):
+        many = [choice(index=index, finish_reason='stop', delta={}) for index in range(1, 50001)]
+        nothing = itertools.repeat(None, 5000)
+        payloads = itertools.chain(many, [delta('Hi')], nothing, [delta(finish_reason='stop')])
+        found = streamlite._answer(payloads, streamlite._Asked(), streamlite._Call('', 9, 9, 99))
+        with self.assertPrompt():
+            self.assertEqual(len(list(found)), 55002)
 
 
-class ReplayTests(ReplyTests):
+# --------------------------------------------------------------------------------------------------
+# Accumulation: from chunks to a completion
+# --------------------------------------------------------------------------------------------------
 
-    def sent(self, *messages):
-        """What the server receives of these messages."""
-        self.answer = stream_reply(HELLO)
-        ask(self.client, messages=list(messages)).collect()
-        return self.server.requests[-1].json['messages']
+def reasoning_of(message):
+    """The reasoning, whichever of the two usual names it has."""
+    return getattr(message, 'reasoning_content', None) or getattr(message, 'reasoning', None)
 
-    def test_a_collected_message_goes_back_with_what_is_set_and_what_vendors_added(self):
+
+class MessageTest(ReplyTestCase):
+
+    def test_the_role_is_kept(self):
+        for name, roles in (('once', ['assistant', None]), ('repeated', ['assistant', 'assistant']),
+                            ('then empty', ['assistant', '']), ('late', ['', 'assistant']),
+                            ('never', [None, None])):
+            with self.subTest(name):
+                message = self.message(*[{'role': role, 'content': 'x'} for role in roles])
+                self.assertEqual(message.role, 'assistant')
+        self.assertEqual(self.message({'content': 'x'}).role, 'assistant')
+
+    def test_content_is_none_where_no_text_came(self):
+        message = self.message({'role': 'assistant', 'content': None},
+                               {'tool_calls': [call(0, 'a', 'f', '{}')]})
+        self.assertIsNone(message.content)
+
+    def test_fields_that_come_in_pieces_are_joined(self):
+        for name in ('content', 'refusal', 'reasoning_content', 'reasoning'):
+            with self.subTest(name):
+                message = self.message({name: 'I '}, {name: None}, {name: ''}, {name: 'can '}, {},
+                                       {name: "not"})
+                self.assertEqual(getattr(message, name), 'I can not')
+
+    def test_reasoning_under_two_names_is_not_doubled(self):
+        message = self.message(*[{'reasoning': said, 'reasoning_content': said}
+                                 for said in ('h', 'm')])
+        self.assertEqual((message.reasoning, message.reasoning_content), ('hm', 'hm'))
+
+    def test_reasoning_details_are_all_kept(self):
+        details = [{'type': 'reasoning.text', 'text': 'h', 'index': 0},
+                   {'type': 'reasoning.encrypted', 'data': 'QUJD'}]
+        message = self.message({'reasoning_details': details[:1]}, {'content': 'x'},
+                               {'reasoning_details': details[1:]})
+        self.assertEqual(message.reasoning_details, details)
+
+    def test_reasoning_may_be_an_object(self):
+        self.assertEqual(self.message(*[{'reasoning_content': {'text': part}}
+                                        for part in 'hm']).reasoning_content,
+                         'hm')
+
+    def test_log_probabilities_are_extended(self):
+        def token(name):
+            return {'token': name, 'logprob': -1.5, 'bytes': [1],
+                    'top_logprobs': [{'token': name, 'logprob': -1.5, 'bytes': None}]}
+
+        chunks = [choice(delta={'content': 'ab'},
+                         logprobs={'content': [token('a'), token('b')], 'refusal': None}),
+                  choice(delta={'content': 'c'}, logprobs=None),
+                  choice(delta={'content': 'd'},
+                         logprobs={'content': [token('d')], 'refusal': [token('r')]}), STOP]
+        logprobs = self.collect(*chunks).choices[0].logprobs
+        self.assertEqual([one.token for one in logprobs.content], ['a', 'b', 'd'])
+        self.assertEqual(logprobs.content[2].top_logprobs[0].logprob, -1.5)
+        self.assertEqual([one.token for one in logprobs.refusal], ['r'])
+
+    def test_audio_is_joined(self):
+        audio = self.message({'audio': {'id': 'audio-1', 'transcript': 'Hel'}},
+                             {'audio': {'data': 'QUJD', 'transcript': 'lo'}},
+                             {'audio': {'data': 'REVG'}},
+                             {'audio': {'expires_at': 7}}).audio
+        self.assertEqual((audio.id, audio.data, audio.transcript, audio.expires_at),
+                         ('audio-1', 'QUJDREVG', 'Hello', 7))
+
+    def test_the_last_value_of_any_other_field_wins(self):
+        chunks = [dict(delta('a'), id='', model='', system_fingerprint='fp-0',
+                       citations=['u']),
+                  dict(delta('b'), id='chatcmpl-7', model='big'),
+                  dict(delta('c'), id='chatcmpl-7', model='big',
+                       system_fingerprint='fp-1',
+                       citations=None, service_tier='default')]
+        chunks[1]['choices'][0]['content_filter_results'] = {'hate': {'filtered': False}}
+        completion = self.collect(*chunks + [dict(STOP, id='chatcmpl-7', model='big')])
+        self.assertEqual((completion.id, completion.model, completion.object, completion.created),
+                         ('chatcmpl-7', 'big', 'chat.completion', 1))
+        self.assertEqual((completion.system_fingerprint, completion.citations,
+                          completion.service_tier),
+                         ('fp-1', ['u'], 'default'))
+        self.assertEqual(completion.choices[0].content_filter_results,
+                         {'hate': {'filtered': False}})
+
+    def test_the_last_finish_reason_that_is_not_empty_counts(self):
+        for reasons, expected in (
+                ([None, 'stop'], 'stop'), (['', '', 'stop'], 'stop'), (['stop', None], 'stop'),
+                (['stop', ''], 'stop'),
+                (['stop', 'tool_calls'], 'tool_calls'),
+                (['stop', 'stop', 'stop'], 'stop'), (['length'], 'length'),
+                (['content_filter'], 'content_filter'),
+                (['eos'], 'eos'), (['COMPLETE'], 'COMPLETE'),
+                ([None], None), ([''], None)):
+            with self.subTest(reasons):
+                self.assertText(
+                    self.collect(*[delta('x', finish_reason=reason) for reason in reasons]),
+                                'x' * len(reasons), expected)
+
+    def test_a_completion_has_the_shape_of_a_whole_reply(self):
+        self.assertEqual(self.collect(*CHUNKS).model_dump(exclude_none=True), WHOLE)
+
+    def test_annotations_that_come_one_to_a_chunk_are_all_kept(self):
+        notes = [{'type': 'url_citation', 'url_citation': {'url': 'http://%s.test' % name}}
+                 for name in 'abc']
+        events = [delta('x')] + [delta('', annotations=[note]) for note in notes]
+        message = self.collect(*events + [delta(finish_reason='stop')]).choices[0].message
+        self.assertEqual((message.content, message.annotations), ('x', notes))
+        with self.subTest('several in a chunk, an empty list, null'):
+            events = [delta('', annotations=value) for value in (notes[:2], [], None, notes[2:])]
+            message = self.collect(*events + [delta(finish_reason='stop')]).choices[0].message
+            self.assertEqual(message.annotations, notes)
+        with self.subTest('for each answer its own'):
+            events = [delta('', 'stop', index=index, annotations=notes[index:index + 1])
+                      for index in (0, 1)]
+            completion = self.collect(*events)
+            self.assertEqual([choice.message.annotations for choice in completion.choices],
+                             [notes[:1], notes[1:2]])
+
+
+# The deltas' `tool_calls`, and the calls that they come to: id (None for one that is made up), name
+# and arguments. `A` and `B` are the calls that most of them are about.
+A, B = ('a', 'f', '{"x":1}'), ('b', 'g', '{"y":2}')
+NOTHING = {'function': {'name': None, 'arguments': None}}
+TOOL_CALLS = (
+    ('as OpenAI sends it',
+     [[call(0, 'a', 'f', '', type='function')],
+      [call(0, arguments='{"x"')],
+      [call(0, arguments=':1}')]],
+     [A]),
+    ('two, one after the other',
+     [[call(0, 'a', 'f', '')],
+      [call(0, arguments='{"x":1}')],
+      [call(1, 'b', 'g', '')],
+      [call(1, arguments='{"y":2}')]],
+     [A, B]),
+    ('two, interleaved',
+     [[call(0, 'a', 'f')],
+      [call(1, 'b', 'g')],
+      [call(0, arguments='{"x"')],
+      [call(1, arguments='{"y"')],
+      [call(0, arguments=':1}'), call(1, arguments=':2}')]],
+     [A, B]),
+    ('each whole in a delta', [[call(0, *A)], [call(1, *B)]], [A, B]),
+    ('both whole in one delta', [[call(0, *A), call(1, *B)]], [A, B]),
+    # indexes
+    ('no index', [[call(None, *A)], [call(None, *B)]], [A, B]),
+    ('no index, both in one delta', [[call(None, *A), call(None, *B)]], [A, B]),
+    ('no index, in fragments',
+     [[call(None, 'a', 'f', '{"x"')],
+      [call(arguments=':1}')],
+      [call(None, 'b', 'g')],
+      [call(arguments='{"y":2}')]],
+     [A, B]),
+    ('no index, the id on each fragment',
+     [[call(None, 'a', 'f', '{"x"')],
+      [call(None, 'b', 'g', '{"y"')],
+      [call(id='a', arguments=':1}')],
+      [call(id='b', arguments=':2}')]],
+     [A, B]),
+    ('no index and no id',
+     [[call(name='f', arguments='{"x":1}')],
+      [call(name='g', arguments='{"y":2}')]],
+     [(None, 'f', '{"x":1}'), (None, 'g', '{"y":2}')]),
+    ('index null',
+     [[dict(call(None, 'a', 'f', '{"x"'), index=None)],
+      [dict(call(arguments=':1}'), index=None)]],
+     [A]),
+    ('index as digits',
+     [[call('0', 'a', 'f', '{"x"')],
+      [call('1', *B)],
+      [call('0', arguments=':1}')]],
+     [A, B]),
+    ('one index for all', [[call(0, *A)], [call(0, *B)]], [A, B]),
+    ('one index for all, in one delta', [[call(0, *A), call(0, *B)]], [A, B]),
+    ('one index for all, in fragments',
+     [[call(0, 'a', 'f', '')],
+      [call(0, arguments='{"x":1}')],
+      [call(0, 'b', 'g', '')],
+      [call(0, arguments='{"y":2}')]],
+     [A, B]),
+    ('one index for all, id and name on each fragment',
+     [[call(0, 'a', 'f', '{"x"')],
+      [call(0, 'b', 'g', '{"y"')],
+      [call(0, 'a', 'f', ':1}')],
+      [call(0, 'b', 'g', ':2}')]],
+     [A, B]),
+    ('one index and one name for all',
+     [[call(0, *A)], [call(0, 'b', 'f', '{"x":1}')]],
+     [A, ('b', 'f', '{"x":1}')]),
+    ('indexes from 1',
+     [[call(1, 'a', 'f', '{"x"')],
+      [call(1, arguments=':1}')],
+      [call(2, *B)]],
+     [A, B]),
+    ('the rest under another index',
+     [[call(0, 'a', 'f')],
+      [call(1, arguments='{"x"')],
+      [call(1, arguments=':1}')]],
+     [A]),
+    ('a gap in the indexes',
+     [[call(0, 'a', 'f', '{"x"')],
+      [call(5, *B)],
+      [call(0, arguments=':1}')]],
+     [A, B]),
+    # ids, names and types
+    ('id and name on each fragment',
+     [[call(0, 'a', 'f', '{"x"')],
+      [call(0, 'a', 'f', ':1')],
+      [call(0, 'a', 'f', '}')]],
+     [A]),
+    ('another type later',
+     [[call(0, 'a', 'f', '{"x"', type='function')],
+      [call(0, arguments=':1}', type='custom')]],
+     [A]),
+    ('empty id and name on the rest',
+     [[call(0, 'a', 'f', '{"x"')],
+      [call(0, '', '', ':1')],
+      [call(0, '', '', '}', type='')]],
+     [A]),
+    ('another id without a name goes on',
+     [[call(0, 'a', 'f', '{"x"')],
+      [call(0, 'z1', arguments=':1')],
+      [call(0, 'z2', '', '}')]],
+     [A]),
+    ('no id',
+     [[call(0, name='f', arguments='{"x":1}')],
+      [call(1, name='g', arguments='{"y"')],
+      [call(1, arguments=':2}')]],
+     [(None, 'f', '{"x":1}'), (None, 'g', '{"y":2}')]),
+    ('the id comes late',
+     [[call(0, name='f', arguments='{"x"')], [call(0, 'a', arguments=':1}')]],
+     [A]),
+    ('the name comes late',
+     [[call(0, 'a', arguments='')], [call(0, name='f', arguments='{"x":1}')]],
+     [A]),
+    # arguments
+    ('an object for arguments', [[call(0, 'a', 'f', {'x': 1})]], [A]),
+    ('an empty object for arguments', [[call(0, 'a', 'f', {})]], [('a', 'f', '{}')]),
+    ('null for arguments',
+     [[call(0, 'a', function={'name': 'f', 'arguments': None})],
+      [call(0, arguments='{"x":1}')],
+      [call(0, **NOTHING)]],
+     [A]),
+    ('no arguments', [[call(0, 'a', 'f', '')]], [('a', 'f', '')]),
+    ('no arguments at all', [[call(0, 'a', 'f')]], [('a', 'f', '')]),
+    ('arguments cut short', [[call(0, 'a', 'f', '{"x": [1, ')]], [('a', 'f', '{"x": [1, ')]),
+    # what is empty or odd
+    ('null and nothing for tool_calls',
+     [None,
+      [call(0, 'a', 'f', '{"x"')],
+      None,
+      [],
+      [call(0, arguments=':1}')],
+      []],
+     [A]),
+    ('an empty call at the end, of the same index', [[call(0, *A)], [call(0, '', **NOTHING)]], [A]),
+    ('an empty call at the end, of the next index', [[call(0, *A)], [call(1, '', **NOTHING)]], [A]),
+    ('an empty call with an id', [[call(0, *A)], [call(1, 'ghost', arguments='')]], [A]),
+    ('a single call instead of a list',
+     [call(0, 'a', 'f', '{"x"'), call(0, arguments=':1}')],
+     [A]),
+    ('null beside the function',
+     [[dict(call(0, 'a', 'f', '{"x"'), name=None, arguments=None)],
+      [dict(call(0, arguments=':1}'), name=None)]],
+     [A]),
+    ('function missing at first',
+     [[call(0, 'a')], [call(0, name='f')], [call(0, arguments='{"x":1}')]],
+     [A]),
+    ('function null',
+     [[call(0, 'a', function=None)], [call(0, name='f', arguments='{"x":1}')]],
+     [A]),
+    ('odd members', [[None, 'x', 7, call(0, *A)], 'x', 7, [[]]], [A]),
+)
+
+
+class ToolCallTest(ReplyTestCase):
+
+    def calls(self, *deltas, finish_reason='tool_calls'):
+        """What such `tool_calls` of deltas come to."""
+        return self.message(*[{'tool_calls': fragments} for fragments in deltas],
+                            finish_reason=finish_reason).tool_calls
+
+    def test_fragments_become_calls(self):
+        for name, deltas, expected in TOOL_CALLS:
+            chunks = [delta(tool_calls=fragments) for fragments in deltas]
+            for looking in (False, True):  # what is read half-way changes nothing
+                with self.subTest(name, looking=looking):
+                    with self.stream(*chunks + [delta(finish_reason='tool_calls')]) as stream:
+                        for _ in stream:
+                            self.assertTrue(not looking or stream.completion)
+                    calls = stream.completion.choices[0].message.tool_calls
+                    ids = [one.id for one in calls]
+                    self.assertEqual(
+                        [(given and one.id, one.function.name,
+                          one.function.arguments.replace(': 1}', ':1}'))
+                         for one, (given, _, _) in zip(calls, expected)], expected)
+                    self.assertEqual(len(calls), len(expected))
+                    self.assertEqual({one.type for one in calls}, {'function'})
+                    self.assertTrue(all(id and isinstance(id, str) for id in ids), ids)
+                    self.assertEqual(len(set(ids)), len(ids), 'ids differ')
+
+    def test_a_made_up_id_stays_the_same(self):
+        with self.stream(delta(tool_calls=[call(0, None, 'f', '{}')]),
+                         delta(finish_reason='tool_calls')) as stream:
+            stream.collect()
+        self.assertEqual(*[stream.completion.choices[0].message.tool_calls[0].id for _ in range(2)])
+
+    def test_finish_reason_stop_takes_no_call_away(self):
+        self.assertEqual(len(self.calls([call(0, 'a', 'f', '{}')], finish_reason='stop')), 1)
+
+    def test_arguments_without_a_name_are_not_lost(self):
+        found, = self.calls([call(0, 'a', arguments='{"x":1}')])
+        self.assertEqual(found.function.arguments, '{"x":1}')
+
+    def test_there_are_none_where_none_came(self):
+        for deltas in ([], [None], [[]], [[call(0, '', **NOTHING)]]):
+            with self.subTest(deltas):
+                self.assertFalse(self.calls(*deltas))
+
+    def test_each_choice_has_its_own(self):
+        first, second = call(0, 'a', 'f', '{"x"'), call(0, 'b', 'g', '{"y"')
+        completion = self.collect(delta(tool_calls=[first]), delta(index=1, tool_calls=[second]),
+                                  delta(index=1, tool_calls=[call(0, arguments=':2}')]),
+                                  delta(tool_calls=[call(0, arguments=':1}')]),
+                                  delta(finish_reason='tool_calls'),
+                                  delta(index=1, finish_reason='tool_calls'))
+        self.assertEqual([[found.function.arguments for found in one.message.tool_calls]
+                          for one in completion.choices], [['{"x":1}'], ['{"y":2}']])
+
+    def test_a_call_has_the_shape_of_a_whole_reply_and_keeps_what_the_vendor_added(self):
         signature = {'google': {'thought_signature': 'c2ln'}}
-        message = self.message(
-            {'role': 'assistant', 'content': None, 'refusal': None, 'reasoning_content': 'Look '},
-            {'reasoning_content': 'it up.'},
-            {'tool_calls': [{'index': 0, 'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': ''},
-                             'extra_content': signature}]},
-            {'tool_calls': [{'index': 0, 'function': {'arguments': '{"x":1}'}}]}, finish_reason='tool_calls')
-        self.assertEqual(message.tool_calls[0].function.parsed_arguments, {'x': 1})
-        question, answer = {'role': 'user', 'content': 'hi'}, {'role': 'tool', 'tool_call_id': 'a', 'content': '7'}
-        expected = {'role': 'assistant', 'reasoning_content': 'Look it up.', 'tool_calls': [
-            {'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"x":1}'},
-             'extra_content': signature}]}
-        self.assertEqual(self.sent(question, message, answer), [question, expected, answer])
-        self.assertEqual(self.sent(copy.deepcopy(message)), [expected])
+        found, = self.calls([call(0, 'a', 'f', '{"x"', extra_content=signature)],
+                            [call(0, arguments=':1}')])
+        self.assertEqual(found.to_dict(), {'id': 'a', 'type': 'function',
+                                           'function': {'name': 'f', 'arguments': '{"x":1}'},
+                                           'extra_content': signature})
+        found, = self.calls([call(0, 'a', 'f', '{}')], [call(0, extra_content=signature)])
+        self.assertEqual(found.extra_content, signature)
 
-    def test_text_goes_back_with_its_reasoning(self):
-        message = self.message({'role': 'assistant', 'content': ''}, {'reasoning': 'hm'}, {'content': 'Hi 😀'})
-        self.assertEqual(self.sent(message), [{'role': 'assistant', 'reasoning': 'hm', 'content': 'Hi 😀'}])
+    def test_the_older_function_call_is_joined_too(self):
+        message = self.message({'function_call': {'name': 'f', 'arguments': ''}},
+                               {'function_call': {'name': '', 'arguments': '{"x"'}},
+                               {'function_call': {'arguments': ':1}'}},
+                               finish_reason='function_call')
+        self.assertEqual((message.function_call.name, message.function_call.arguments),
+                         ('f', '{"x":1}'))
 
-    def test_the_message_of_a_whole_reply_goes_back_without_its_nulls(self):
-        self.answer = reply(200, {}, dict(WHOLE, choices=[{'index': 0, 'finish_reason': 'stop', 'message': {
-            'role': 'assistant', 'content': 'Hi', 'refusal': None, 'annotations': [], 'tool_calls': None,
-            'function_call': None, 'audio': None}}]))
-        message = ask(self.client, stream=False).choices[0].message
-        received, = self.sent(message)
-        self.assertEqual({name: value for name, value in received.items() if name != 'annotations'},
-                         {'role': 'assistant', 'content': 'Hi'})
+    def test_custom_calls_are_collected_as_function_calls_are(self):
+        pieces = [{'index': 0, 'custom': {'input': piece}} for piece in ('SELECT ', '1')]
+        first = {'index': 0, 'id': 'a', 'type': 'custom', 'custom': {'name': 'sql', 'input': ''}}
+        whole = {'id': 'a', 'type': 'custom', 'custom': {'name': 'sql', 'input': 'SELECT 1'}}
+        found = self.calls([first], *[[piece] for piece in pieces])
+        self.assertEqual([one.to_dict() for one in found], [whole])
+        self.answer = reply(200, {}, whole_reply(None, 'tool_calls', tool_calls=[whole]))
+        found, = ask(self.client, stream=False).choices[0].message.tool_calls
+        self.assertEqual((found.type, found.to_dict()['custom']), ('custom', whole['custom']))
 
-    def test_wire_objects_inside_a_dict_go_back_too(self):
-        message = self.message({'tool_calls': [{'index': 0, 'id': 'a', 'type': 'function',
-                                                'function': {'name': 'f', 'arguments': '{}'}}]},
-                                                finish_reason='tool_calls')
-        received, = self.sent({'role': 'assistant', 'content': None, 'tool_calls': message.tool_calls})
-        self.assertEqual(received['tool_calls'],
-                         [{'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}])
+    def test_parsed_arguments(self):
+        for text, expected in (('{"x": [1, "é"]}', {'x': [1, 'é']}), ('', {}), ('{}', {}),
+                               (' {"x":1}\n', {'x': 1})):
+            with self.subTest(text):
+                found, = self.calls([call(0, 'a', 'f', text)])
+                self.assertEqual(found.function.parsed_arguments, expected)
+        for text in ('{"x": [1, ', '{"x":1}{"y":2}', 'get_weather(Berlin)', "{'x': 1}"):
+            with self.subTest(text):
+                found, = self.calls([call(0, 'a', 'f', text)], finish_reason='length')
+                self.assertEqual(found.function.arguments, text)
+                with self.assertRaises(ValueError) as caught:
+                    self.fail(found.function.parsed_arguments)
+                self.assertIn(text.strip(), str(caught.exception))
+
+    def test_no_key_of_a_tool_call_injects_arguments_or_an_id(self):
+        for key in 'pieces', 'made_id', 'spare_id', 'arguments', 'kind', 'body', 'fields':
+            for value in 'evil', ['{"evil": 1}'], {'evil': 1}, 7, [7]:
+                function = {'name': 'f', 'arguments': '{"a"'}
+                calls = [{'index': 0, 'type': 'function', key: value, 'function': function},
+                         {'index': 0, key: value, 'function': {'arguments': ': 1}'}}]
+                if key == 'arguments':
+                    calls = [dict(call, **{key: value}) for call in calls]
+                with self.subTest(key, value=value):
+                    message = self.message(*[{'tool_calls': [call]} for call in calls])
+                    call, = message.tool_calls
+                    if key != 'arguments':  # beside its function it means nothing
+                        self.assertEqual(call.function.parsed_arguments, {'a': 1})
+                        self.assertEqual(call.to_dict()[key], value)
+                    self.assertIsInstance(call.id, str)
+                    self.assertNotIn('evil', call.id)
 
 
-# ---- accumulation --------------------------------------------------------------------------------
+class UsageTest(ReplyTestCase):
 
-class AccumulatorTests(ReplyTests):
+    def test_the_last_block_with_a_count_is_the_usage(self):
+        first, last = [{'prompt_tokens': 9, 'completion_tokens': n, 'total_tokens': 9 + n}
+                       for n in (1, 3)]
+        zero = {'prompt_tokens': 0, 'completion_tokens': 0, 'total_tokens': 0}
+        content, end = dict(delta('x')), {'choices': []}
+        for name, chunks in (
+                ('a last chunk without choices', [content, STOP, dict(end, usage=last)]),
+                ('null on all others',
+                 [dict(content, usage=None), dict(STOP, usage=None), dict(end, usage=last)]),
+                ('null after it', [content, dict(STOP, usage=last), dict(end, usage=None)]),
+                ('growing on every chunk', [dict(content, usage=first), dict(STOP, usage=last)]),
+                ('zeros before it',
+                 [dict(content, usage=zero), dict(STOP, usage=zero), dict(end, usage=last)]),
+                ('zeros after it', [dict(content, usage=last), STOP, dict(end, usage=zero)]),
+                ('nothing after it', [content, STOP, dict(end, usage=last), dict(end, usage={})]),
+                ('on the chunk that finishes', [content, dict(STOP, usage=last)]),
+                ('on the first chunk alone', [dict(content, usage=last), STOP]),
+                ('with choices null', [content, STOP, {'choices': None, 'usage': last}]),
+                ('without choices', [content, STOP, {'usage': last}]),
+                ('under x_groq', [content, dict(STOP, x_groq={'id': 'req', 'usage': last})]),
+                ('under x_groq, beside null',
+                 [content, dict(STOP, usage=None, x_groq={'usage': last})]),
+                ('twice', [content, STOP, dict(end, usage=first), dict(end, usage=last)]),
+                ('odd blocks', [content, STOP, dict(end, usage=last), dict(end, usage='none'),
+                                dict(end, usage=[7]),
+                                dict(end, usage=7), dict(end, x_groq='x')])):
+            with self.subTest(name):
+                completion = self.collect(*chunks)
+                self.assertEqual(completion.usage.to_dict(), last)
+                self.assertText(completion, 'x')
+
+    def test_it_is_none_where_none_came(self):
+        self.assertIsNone(self.collect(*CHUNKS).usage)
+        self.assertIsNone(self.collect(*[dict(chunk, usage=None) for chunk in CHUNKS]).usage)
+        self.assertIsNone(self.error_of(delta('Hel'), done=False).partial.usage)
+
+    def test_its_details_are_objects_and_unknown_counts_are_kept(self):
+        usage = self.collect(delta('x'), STOP, {'choices': [], 'usage': {
+            'prompt_tokens': 1, 'completion_tokens': 2, 'total_tokens': 3, 'cost': 0.25,
+            'prompt_tokens_details': {'cached_tokens': 1},
+            'completion_tokens_details': {'reasoning_tokens': 2}}}).usage
+        self.assertEqual((usage.completion_tokens_details.reasoning_tokens,
+                          usage.prompt_tokens_details.cached_tokens,
+                          usage.cost), (2, 1, 0.25))
+
+
+def mutable_parts(value, found=None):
+    """All lists, dicts and wire objects that a wire object holds, itself included, by their ids."""
+    found = {} if found is None else found
+    if isinstance(value, (list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+    elif hasattr(value, '__dict__') and type(value).__module__ == streamlite.__name__:
+        items = vars(value).values()
+    else:
+        return found
+    found[id(value)] = value
+    for item in items:
+        mutable_parts(item, found)
+    return found
+
+
+class AccumulatorTest(ReplyTestCase):
 
     RICH = [
-        delta('Hel', role='assistant'), delta('lo', reasoning_content='h'), delta(reasoning_content='m', index=1),
+        delta('Hel', role='assistant'), delta('lo', reasoning_content='h'),
+        delta(reasoning_content='m', index=1),
         delta(' world', index=1),
         choice(delta={}, logprobs={'content': [{'token': 'a', 'logprob': -1}], 'refusal': None}),
         choice(delta={}, logprobs={'content': [{'token': 'b', 'logprob': -1}]}),
-        delta(tool_calls=[{'index': 0, 'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': ''}}]),
+        delta(tool_calls=[{'index': 0, 'id': 'a', 'type': 'function',
+                           'function': {'name': 'f', 'arguments': ''}}]),
         delta(tool_calls=[{'index': 0, 'function': {'arguments': '{"x":'}}]),
         delta(tool_calls=[{'index': 0, 'function': {'arguments': '1}'}}]),
-        delta(audio={'id': 'x', 'data': 'QUJD'}), delta(audio={'data': 'REVG'}), delta(finish_reason='tool_calls'),
+        delta(audio={'id': 'x', 'data': 'QUJD'}), delta(audio={'data': 'REVG'}),
+        delta(finish_reason='tool_calls'),
         delta(index=1, finish_reason='stop'),
         {'choices': [], 'usage': {'prompt_tokens': 1, 'completion_tokens': 2, 'total_tokens': 3}}]
 
@@ -1774,51 +2995,88 @@ class AccumulatorTests(ReplyTests):
                 snapshots.append((accumulator.completion, accumulator.completion.to_json()))
                 self.assertEqual(accumulator.completion.to_json(), stream.completion.to_json())
         for completion, text in snapshots:
-            self.assertEqual(completion.to_json(), text, 'one that was read does not change any more')
+            self.assertEqual(completion.to_json(), text,
+                             'one that was read does not change any more')
 
     def test_the_finish_reason_is_not_there_before_it_came(self):
         with self.stream(*CHUNKS) as stream:
             seen = [stream.completion.choices[0].finish_reason for _ in stream]
         self.assertEqual(seen, [None, None, None, 'stop'])
 
-    def test_a_megabyte_of_arguments_in_fragments_takes_linear_time(self):
-        fragment = {'index': 0, 'function': {'arguments': '1,2,'}}
-        with self.stream(delta(tool_calls=[{'index': 0, 'id': 'a', 'function': {'name': 'f', 'arguments': '['}}]),
-                         delta(tool_calls=[fragment]), STOP) as stream:
+    def test_arguments_in_many_fragments_take_linear_time(self):
+        with self.stream(delta(tool_calls=[call(0, 'a', 'f', '[')]),
+                         delta(tool_calls=[call(0, arguments='1,2,')]), STOP) as stream:
             first, more, _ = stream
 
-        def seconds(count):
+        def work(size):
             accumulator = streamlite.Accumulator()
             accumulator.add(first)
-            start = time.process_time()
-            for _ in range(count):
+            for _ in range(size):
                 accumulator.add(more)
-            arguments = accumulator.completion.choices[0].message.tool_calls[0].function.arguments
-            taken = time.process_time() - start
-            self.assertEqual(len(arguments), 1 + 4 * count)
-            return taken
+            function = accumulator.completion.choices[0].message.tool_calls[0].function
+            self.assertEqual(len(function.arguments), 1 + 4 * size)
 
-        self.assertLess(seconds(1 << 18), 10 * seconds(1 << 16))
+        self.assertLinear(work, 2000)
+
+    def test_a_completion_shares_nothing_with_what_was_handed_out_before(self):
+        token = {'token': 'x', 'bytes': [1], 'logprob': -1.0,
+                 'top_logprobs': [{'token': 'x', 'logprob': -1.0}]}
+        call = {'index': 0, 'id': 'c', 'type': 'function', 'extra_content': {'a': [1]},
+                'function': {'name': 'f', 'arguments': '{}'}}
+        event = delta('x', annotations=[{'type': 'url_citation', 'url_citation': {'url': 'u'}}],
+                      reasoning_details=[{'type': 'reasoning.text', 'text': 'h'}],
+                      vendor={'a': [1]}, audio={'id': 'a', 'data': 'b', 'vendor': [1]},
+                      tool_calls=[call])
+        event['choices'][0]['logprobs'] = {'content': [token], 'refusal': [token]}
+        event['choices'][0]['extra'] = [{'a': 1}]
+        event.update(citations=['u'], x_groq={'id': 'r', 'usage': {'total_tokens': 2}},
+                     search=[{'a': [1]}],
+                     usage={'total_tokens': 3, 'prompt_tokens_details': {'cached_tokens': 1}})
+        handed = {}
+        with self.stream(event, event, delta(finish_reason='stop')) as stream:
+            for chunk in stream:
+                handed.update(mutable_parts(chunk))
+                for _ in range(2):
+                    parts = mutable_parts(stream.completion)
+                    self.assertEqual([parts[at] for at in set(parts) & set(handed)], [])
+                    handed.update(parts)
+            parts = mutable_parts(stream.collect())
+            self.assertEqual([parts[at] for at in set(parts) & set(handed)], [])
+            first = stream.completion
+            first.usage.total_tokens = 99
+            first.citations.append('evil')
+            first.choices[0].message.annotations[0]['url_citation']['url'] = 'evil'
+            first.choices[0].logprobs.content[0].token = 'evil'
+            self.assertEqual(stream.completion.usage.total_tokens, 3)
+            self.assertNotIn('evil', stream.completion.to_json())
+        accumulator = streamlite.Accumulator()
+        for chunk in self.stream(event, delta(finish_reason='stop')):
+            accumulator.add(chunk)
+            parts, others = mutable_parts(accumulator.completion), mutable_parts(chunk)
+            self.assertEqual([parts[at] for at in set(parts) & set(others)], [])
 
 
-# ---- garbage -------------------------------------------------------------------------------------
-
-class GarbageTests(ReplyTests):
+class GarbageTest(ReplyTestCase):
     """Whatever comes, there is a completion or an error of our own, and both can be shown."""
 
     SEED = 20260
+
     RICH = dict(
         delta('Hi', role='assistant', refusal='no', reasoning_content='hm', reasoning='hm',
               reasoning_details=[{'type': 'reasoning.text', 'text': 'hm', 'index': 0}],
-              tool_calls=[{'index': 0, 'id': 'a', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"x":'},
+              tool_calls=[{'index': 0, 'id': 'a', 'type': 'function',
+                           'function': {'name': 'f', 'arguments': '{"x":'},
                            'extra_content': {'s': 't'}}],
-              function_call={'name': 'f', 'arguments': '{'}, audio={'id': 'x', 'data': 'QUJD', 'transcript': 't'},
+              function_call={'name': 'f', 'arguments': '{'},
+              audio={'id': 'x', 'data': 'QUJD', 'transcript': 't'},
               annotations=[{'type': 'url'}]),
         usage={'prompt_tokens': 1, 'completion_tokens': 2, 'total_tokens': 3,
                'completion_tokens_details': {'reasoning_tokens': 1}},
         x_groq={'usage': {'total_tokens': 3}}, error=None, system_fingerprint='fp')
-    RICH['choices'][0]['logprobs'] = {'content': [{'token': 'a', 'logprob': -1, 'bytes': [1], 'top_logprobs': []}],
-                                      'refusal': None}
+
+    RICH['choices'][0]['logprobs'] = {
+        'content': [{'token': 'a', 'logprob': -1, 'bytes': [1], 'top_logprobs': []}],
+        'refusal': None}
 
     def check(self, body, way):
         """Read the body in one of four ways."""
@@ -1837,11 +3095,12 @@ class GarbageTests(ReplyTests):
                     for chunk in stream:
                         self.assertIsInstance(chunk.choices, list)
                         for one in chunk.choices:
-                            self.assertTrue(hasattr(one, 'finish_reason') and hasattr(one.delta, 'content'), one)
+                            self.assertTrue(hasattr(one, 'finish_reason')
+                                            and hasattr(one.delta, 'content'), one)
         except streamlite.APIError as error:
             str(error).encode()
             self.assertEqual(error.partial, stream.completion)
-        stream.completion.to_json().encode()
+        streamlite.ChatCompletion.to_json(stream.completion).encode()
         for one in stream.completion.choices:
             for name in ('content', 'refusal', 'reasoning_content', 'reasoning'):
                 (getattr(one.message, name, None) or '').encode()
@@ -1862,25 +3121,49 @@ class GarbageTests(ReplyTests):
                 elif kind == 2:
                     body[at:at] = body[at:at + rand.choice((1, 20, 300))]
                 else:
-                    body[at:at] = rand.choice((b'\n\n', b'\r', b'data: ', b'{', b'}', b'"', b'\xff', b'\\ud800',
-                                               b'null', b'[DONE]', b'1e999', b'\0'))
+                    body[at:at] = rand.choice((
+                        b'\n\n', b'\r', b'data: ', b'{', b'}', b'"', b'\xff', b'\\ud800', b'null',
+                        b'[DONE]', b'1e999', b'\0'))
             with self.subTest(number):
                 self.check(bytes(body), number % 4)
 
     def test_json_values_of_every_type_in_every_place(self):
-        values = [None, True, 0, -1, 1.5, 10 ** 30, '', 'x', '7', '\ud800', [], [None], ['x'], [[]], [{}], {}, {'x': 1},
+        values = [None, True, 0, -1, 1.5, 10 ** 30, '', 'x', '7', '\ud800', [], [None], ['x'], [[]],
+                  [{}], {}, {'x': 1},
                   {'index': {}, 'message': []}, float('nan')]
         rand = random.Random(self.SEED)
         for path in self.paths(self.RICH):
             rand.shuffle(values)
-            for way in range(4):  # a value that ends a stream hides the later ones, so each way has a part of them
+            # A value that ends a stream hides the later ones, so each way has a part of them.
+            for way in range(4):
                 chunks = [json.dumps(self.changed(path, value)) for value in values[way::4]]
                 with self.subTest(path, way=way):
                     self.check(sse(LINES[0], *chunks + [LINES[3]]), way)
 
+    def test_hostile_names_in_every_object(self):
+        rand = random.Random(self.SEED)
+        values = [None, 1, 'x', [], {}, {'x': 1}, ['x'], [{}]]
+        places = [path for path in [()] + list(self.paths(self.RICH))
+                  if isinstance(self.at(self.RICH, path), dict)]
+        for path in places:
+            for way in range(4):
+                chunk = copy.deepcopy(self.RICH)
+                names = [name for name in HOSTILE if name not in self.at(chunk, path)]
+                for name in rand.sample(names, len(names) // 2):
+                    self.at(chunk, path)[name] = rand.choice(values)
+                with self.subTest(path, way=way):
+                    self.check(sse(LINES[0], chunk, LINES[3]), way)
+
+    @staticmethod
+    def at(value, path):
+        for key in path:
+            value = value[key]
+        return value
+
     @classmethod
     def paths(cls, value, path=()):
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(
+            value, list) else ()
         for key, item in items:
             yield path + (key,)
             yield from cls.paths(item, path + (key,))
@@ -1894,85 +3177,13 @@ class GarbageTests(ReplyTests):
         return chunk
 
 
-# ==================================================================================================
-# The network
-# ==================================================================================================
-
-PATH = '/v1/chat/completions'
-HEL, LO, WORLD, FINISH = (sse(piece, done=False) for piece in (
-    delta('Hel', role='assistant'), delta('lo '), delta('world'), delta(finish_reason='stop')))
-DONE = sse()
-FINISHED = HEL + LO + WORLD + FINISH
-GZIP = {'Content-Encoding': 'gzip'}
-AGAIN = {'retry-after-ms': '1'}  # a server that wants the next attempt at once keeps the tests short
-
-Outcome = collections.namedtuple('Outcome', 'result seconds requests connections')
-
-
-def outcome(scripts, url='%s', **options):
-    """What streaming from such a server comes to: the text, or the error; nothing but an OpenAIError is an outcome."""
-    with Server(*scripts) as server:
-        start = time.monotonic()
-        try:
-            with client(server, **dict({'base_url': url % server.url}, **options)) as asker, ask(asker) as stream:
-                result = ''.join(stream.text())
-        except streamlite.OpenAIError as error:
-            remember(error)
-            result = error
-        return Outcome(result, time.monotonic() - start, server.requests, server.connections)
-
-
-def at_once(*calls):
-    """What the calls return, all made at the same time, so that many short waits cost as much as one."""
-    results = [None] * len(calls)
-
-    def run(number, call):
-        try:
-            results[number] = call()
-        except BaseException as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
-
-
-def outcomes(cases, **options):
-    """The names of a table's cases and what comes of them, tried at the same time."""
-    return zip(cases, at_once(*[lambda scripts=scripts: outcome(scripts, **options) for scripts in cases.values()]))
-
-
-def pace(what, start=b'', seconds=0.01):
-    """A script that says `start`, then `what` again and again until the client has gone."""
-    def script(peer):
-        peer.send(start)
-        while not peer.wait_closed(seconds):
-            peer.send(what)
-    return script
-
-
-def flood(start, piece, most):
-    """A script that says `piece` as fast as it is read, and fails when `most` bytes were taken (buffers take some)."""
-    def script(peer):
-        peer.send(start)
-        for _ in range(most // len(piece)):
-            peer.send(piece)
-        raise AssertionError('%d bytes were read' % most)
-    return script
-
-
-# ---- whole or an error ---------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Bodies: chunks, lengths and codings
+# --------------------------------------------------------------------------------------------------
 
 class FramingTest(TestCase):
 
     def test_every_framing_and_head_delivers_the_whole_answer(self):
-        stream_head = b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n'
         cases = {
             'chunked': stream_reply(HELLO),
             'Content-Length': stream_reply(HELLO, 'length'),
@@ -1981,13 +3192,18 @@ class FramingTest(TestCase):
             'no reason phrase': cut(b'HTTP/1.1 200\r\n\r\n' + HELLO),
             'a chunk for each byte': CHUNKED_HEAD + chunked(HELLO, 1),
             'extension, zeros, capitals, trailer':
-                CHUNKED_HEAD + b'000%X;name="a;b"\r\n%s\r\n0\r\nX-Trailer: 1\r\n\r\n' % (len(HELLO), HELLO),
+                CHUNKED_HEAD + b'000%X;name="a;b"\r\n%s\r\n0\r\nX-Trailer: 1\r\n\r\n'
+            % (len(HELLO), HELLO),
             'no content type': cut(head(200) + HELLO),
-            'another content type': stream_reply(HELLO, headers={'Content-Type': 'TEXT/Plain; Charset=no-such'}),
-            'a folded header and one in latin-1': cut(stream_head + b'X: a\r\n b\r\nY: \xe9\r\n\r\n' + HELLO),
-            'interim answers before it': b'HTTP/1.1 100 Continue\r\n\r\n' + head(102) + head(103, {'Link': '</x>'}) +
+            'another content type': stream_reply(
+                HELLO, headers={'Content-Type': 'TEXT/Plain; Charset=no-such'}),
+            'a folded header and one in latin-1': cut(
+                STREAM_HEAD + b'X: a\r\n b\r\nY: \xe9\r\n\r\n' + HELLO),
+            'interim answers before it': b'HTTP/1.1 100 Continue\r\n\r\n' + head(102)
+            + head(103, {'Link': '</x>'}) +
                                          stream_reply(HELLO),
-            'comments': stream_reply(b': ping\n\n' * 200 + HEL + b':\n\n' + LO + WORLD + FINISH + DONE),
+            'comments': stream_reply(b': ping\n\n' * 200 + HEL + b':\n\n' + LO + WORLD + FINISH
+                                     + DONE),
             '[DONE] without its line end': stream_reply(FINISHED + b'data: [DONE]', 'close'),
             'finish_reason without its blank line': stream_reply(FINISHED.rstrip(), 'close'),
             'no [DONE]': stream_reply(FINISHED, 'close'),
@@ -1996,49 +3212,23 @@ class FramingTest(TestCase):
             with self.subTest(name):
                 self.assertEqual(result.result, 'Hello world')
 
-    def test_an_answer_that_was_cut_is_never_whole(self):
-        cases = {
-            'ended by the close': stream_reply(HELLO_CUT, 'close'),
-            'its exact Content-Length': stream_reply(HELLO_CUT, 'length'),
-            'a short Content-Length': cut(stream_reply(HELLO_CUT, 'length', {'Content-Length': len(HELLO)})),
-            'a Content-Length inside an event': stream_reply(HELLO, 'length', {'Content-Length': len(HELLO_CUT) + 9}),
-            'no last chunk': cut(begun(HELLO_CUT)),
-            'a clean last chunk': stream_reply(HELLO_CUT),
-            'a clean last chunk inside an event': stream_reply(HELLO_CUT + WORLD[:-20]),
-            'reset': reset(begun(HELLO_CUT)),
-            'truncated gzip, clean last chunk': stream_reply(zlib_bytes(31, HELLO_CUT)[:-8], headers=GZIP),
-            'whole gzip of half a stream': stream_reply(zlib_bytes(31, HELLO_CUT), headers=GZIP),
-        }
-        for name, script in cases.items():
-            with self.subTest(name), Server(script) as server, client(server) as asker:
-                error = self.assertBroken(asker, 'Hello ')
-                self.assertIsNone(error.partial.choices[0].finish_reason)
-                self.assertSays(error, '127.0.0.1:%d' % server.port, PATH)
-
-    def test_a_cut_tool_call_keeps_its_fragments(self):
-        call = {'index': 0, 'id': 'call_1', 'type': 'function', 'function': {'name': 'look', 'arguments': ''}}
-        more = {'index': 0, 'function': {'arguments': '{"city": "Par'}}
-        body = sse(delta(tool_calls=[call]), delta(tool_calls=[more]), done=False)
-        with Server(stream_reply(body)) as server, client(server) as asker:
-            error = self.assertBroken(asker, '')
-        function = error.partial.choices[0].message.tool_calls[0].function
-        self.assertEqual((function.name, function.arguments), ('look', '{"city": "Par'))
-        self.assertRaises(ValueError, getattr, function, 'parsed_arguments')
-
     def test_a_chunked_answer_cut_at_every_byte(self):
-        pieces = [b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % text for text in (b'Hel', b'lo')]
+        pieces = [b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % text
+                  for text in (b'Hel', b'lo')]
         pieces += [b'data: {"choices":[{"finish_reason":"stop"}]}\n\n', b'data: [DONE]\n\n']
         body = b''.join(pieces)
         wire, decoded = b'', [b'']  # decoded[n] is the body that the first n bytes on the wire hold
         for at in range(0, len(body), 30):
             piece = body[at:at + 30]
-            framed = chunked(piece, last=False)
-            start = framed.index(b'\n') + 1
-            wire += framed
-            decoded += [body[:at + min(max(0, n - start), len(piece))] for n in range(1, len(framed) + 1)]
-        with Server(*[cut(CHUNKED_HEAD + wire[:n]) for n in range(len(decoded))]) as server, client(server) as asker:
+            chunk = chunked(piece, last=False)
+            start = chunk.index(b'\n') + 1
+            wire += chunk
+            decoded += [body[:at + min(max(0, n - start), len(piece))]
+                        for n in range(1, len(chunk) + 1)]
+        scripts = [cut(CHUNKED_HEAD + wire[:n]) for n in range(len(decoded))]
+        with served(*scripts) as (_, asker):
             for n, arrived in enumerate(decoded):
-                # an event counts from its blank line on, and may count from its last brace on
+                # An event counts from its blank line on, and may count from its last brace on.
                 least, most = arrived.count(b'\n\n'), arrived.count(b']}')
                 with ask(asker) as stream:
                     try:
@@ -2050,12 +3240,14 @@ class FramingTest(TestCase):
                 with self.subTest(cut_after=n):
                     texts = ['', 'Hel', 'Hello', 'Hello', 'Hello'][least:max(least, most) + 1]
                     self.assertIn(text_of(stream.completion), texts)
-                    self.assertIn(whole, [True] if least >= 3 else [True, False] if most >= 3 else [False])
+                    self.assertIn(whole,
+                                  [True] if least >= 3 else [True, False] if most >= 3 else [False])
 
     def test_a_bad_chunk_ends_the_stream_after_what_came_before_it(self):
         good = begun(HEL) + chunked(LO, last=False)
         rest = chunked(WORLD)[4:]
-        sizes = [b'-5', b'+5', b'0x10', b'1_0', b'F' * 40, b'', b'\xd9\xa5', b'5 5', b'x', b'<html>']
+        sizes = [b'-5', b'+5', b'0x10', b'1_0', b'F' * 40, b'', b'\xd9\xa5', b'5 5', b'x',
+                 b'<html>']
         cases = {size: good + size + b'\r\n' + rest for size in sizes}
         cases.update({
             'a size that ends in LF': good + b'5\n' + rest,
@@ -2065,40 +3257,105 @@ class FramingTest(TestCase):
         cases['an endless size'] = flood(good, b'0' * 500, 1 << 27)
         cases['an endless extension'] = flood(good + b'5;', b'x' * 500, 1 << 27)
         for name, script in cases.items():
-            with self.subTest(name), Server(script) as server, client(server) as asker, self.assertTakes(0, 1):
+            with self.subTest(name), served(script) as (server, asker), self.assertPrompt():
                 self.assertBroken(asker, 'Hello ')
 
-    def test_after_done_or_finish_nothing_turns_success_into_an_error(self):
-        finished = chunked(FINISHED, last=False)
-        done = chunked(FINISHED + DONE, last=False)
-        cases = {}
-        for name, start in (('finish_reason', finished), ('[DONE]', done)):
-            start = CHUNKED_HEAD + start
-            cases.update({
-                name + ', then the end': cut(start),
-                name + ', then a reset': reset(start),
-                name + ', then garbage': cut(start + b'\xff\x00garbage\r\n\r\n'),
-                name + ', then a bad chunk size': cut(start + b'-5\r\n'),
-                name + ', then half a chunk': cut(start + b'20\r\ndata: {"cho'),
-                name + ', then silence': stall(start),
-                name + ', then comments': pace(chunked(b':\n\n', last=False), start),
-            })
-        cases['[DONE], then an error event'] = cut(CHUNKED_HEAD + chunked(HELLO + sse({'error': {'message': 'late'}})))
-        compressed = zlib_bytes(31, HELLO)
-        cases['truncated gzip'] = stream_reply(compressed[:-8], headers=GZIP)
-        for name, result in outcomes({name: [script] for name, script in cases.items()}, timeout=0.2):
-            with self.subTest(name):
-                self.assertEqual(result.result, 'Hello world')
-                self.assertLess(result.seconds, 1.5)
+    def test_a_size_line_that_comes_byte_by_byte_takes_linear_time(self):
+        class Received:  # what a connection has received: one byte at a time
+            ended, fault = False, None
+
+            def __init__(self, data):
+                self.data, self.at = data, 0
+
+            @property
+            def ahead(self):
+                self.at += 1
+                return self.data[self.at - 1:self.at]
+
+            @ahead.setter
+            def ahead(self, data):
+                pass
+
+        def work(size):
+            body = b'1;' + b'x' * size + b'\r\n!\r\n0\r\n\r\n'
+            self.assertEqual(b''.join(streamlite._unchunked(Received(body))), b'!')
+
+        with mock.patch.object(streamlite, 'MAX_CHUNK_LINE', 1 << 20):
+            self.assertLinear(work, 4000)
 
 
-def zlib_bytes(window, body):
-    """31: gzip, 15: zlib, -15: raw deflate."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, window)
-    return packer.compress(body) + packer.flush()
+class CodingTest(TestCase):
+
+    def test_gzip_and_deflate_are_undone_event_by_event(self):
+        def speak(coding, window, seen):
+            def script(peer):
+                peer.send(head(200, {'Content-Encoding': coding, 'Transfer-Encoding': 'chunked'}))
+                packer = zlib.compressobj(9, zlib.DEFLATED, window)
+                for event in HEL, LO, WORLD, FINISH + DONE:
+                    peer.send(chunked(packer.compress(event) + packer.flush(zlib.Z_SYNC_FLUSH),
+                                      last=False))
+                    seen.acquire(timeout=LONG)  # the client has this event before the next is sent
+                peer.send(chunked(packer.flush()))
+            return script
+
+        for coding, window in ('gzip', 31), ('deflate', 15), ('deflate', -15), ('x-gzip', 31):
+            seen = threading.Semaphore(0)
+            with self.subTest(coding, window=window), Server(speak(coding, window, seen)) as server:
+                with client(server, timeout=PROMPT) as asker, ask(asker) as stream:
+                    texts = []
+                    for text in stream.text():
+                        texts.append(text)
+                        seen.release()
+                    self.assertEqual(texts, ['Hel', 'lo ', 'world'])
+                    seen.release()
+
+    def test_a_cut_of_gzip_is_a_lost_connection(self):
+        whole = packed(HELLO_CUT)
+        for cut_at in range(10, len(whole), 7):
+            with self.subTest(cut_at):
+                result = outcome([stream_reply(whole[:cut_at], headers=GZIP)]).result
+                self.assertIsInstance(result, streamlite.APIConnectionError)
+                self.assertTrue('Hello '.startswith(text_of(result.partial)))
+
+    def test_padding_behind_gzip_is_ignored(self):
+        for padding in b'\0', b'\0' * 512:
+            answer = stream_reply(packed(HELLO) + padding, headers=GZIP)
+            self.assertEqual(outcome([answer]).result, 'Hello world')
+
+    def test_another_coding_is_named(self):
+        for coding in ('br', 'zstd', 'x-foo'):
+            with self.subTest(coding):
+                result = outcome([stream_reply(HELLO, headers={'Content-Encoding': coding})],
+                                 max_retries=2)
+                self.assertIsInstance(result.result, streamlite.APIError)
+                self.assertSays(result.result, coding)
+                self.assertEqual(len(result.requests), 1)
+
+    def test_a_coding_that_is_a_lie_is_our_error(self):
+        for coding in 'gzip', 'deflate':
+            result = outcome([stream_reply(HELLO, headers={'Content-Encoding': coding})]).result
+            self.assertIsInstance(result, streamlite.APIError)
+        self.assertEqual(outcome(
+            [stream_reply(HELLO, headers={'Content-Encoding': 'identity'})]).result, 'Hello world')
+
+    def test_what_compresses_well_by_right_is_no_bomb(self):
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        parts = [packer.compress(sse(delta('word '), done=False)) + packer.flush(zlib.Z_SYNC_FLUSH)
+                 for _ in range(3000)]
+        parts.append(packer.compress(sse(delta(finish_reason='stop'))) + packer.flush())
+        fields = {'Content-Encoding': 'gzip', 'Connection': 'close'}
+        self.assertEqual(outcome([head(200, fields) + b''.join(parts)]).result, 'word ' * 3000)
+        text = ' '.join('The quick brown fox %d.' % number for number in range(4000))
+        self.assertEqual(outcome([packed_reply(sse(delta(text, 'stop')))]).result, text)
+        small = sse(*[delta('a')] * 400 + [delta('b', 'stop')])
+        self.assertEqual(outcome([packed_reply(small)]).result, 'a' * 400 + 'b')
 
 
-class OurErrorsTest(TestCase):
+# --------------------------------------------------------------------------------------------------
+# Transport: heads, time, secrets, connections, redirects, proxies and TLS
+# --------------------------------------------------------------------------------------------------
+
+class HeadTest(TestCase):
 
     def test_whatever_is_no_http_is_our_connection_error(self):
         lengths = b'Content-Length: %d\r\nContent-Length: %d\r\n' % (len(HELLO), len(FINISHED))
@@ -2116,7 +3373,7 @@ class OurErrorsTest(TestCase):
             'two lengths': b'HTTP/1.1 200 OK\r\n' + lengths + b'\r\n' + HELLO,
         }
         for name, answer in cases.items():
-            with self.subTest(name), Server(cut(answer)) as server, client(server) as asker:
+            with self.subTest(name), served(cut(answer)) as (server, asker):
                 error = self.assertBroken(asker, '')
                 self.assertSays(error, '127.0.0.1:%d' % server.port)
 
@@ -2126,11 +3383,13 @@ class OurErrorsTest(TestCase):
             'a negative length': start + b'Content-Length: -1\r\n\r\n' + HELLO,
             'a length of letters': start + b'Content-Length: abc\r\n\r\n' + HELLO,
             'a length of other digits': start + b'Content-Length: \xb2\r\n\r\n' + HELLO,
-            'length and chunked': start + b'Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n' + chunked(HELLO),
+            'length and chunked': start + b'Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n'
+            + chunked(HELLO),
             'a header without a colon': start + b'nonsense\r\n\r\n' + HELLO,
             'NUL': start + b'X: a\x00b\r\n\r\n' + HELLO,
             'bare LF': start.replace(b'\r', b'') + b'X: 1\n\n' + HELLO,
-            'chunks of another coding': start + b'Transfer-Encoding: gzip, chunked\r\n\r\n' + chunked(HELLO),
+            'chunks of another coding': start + b'Transfer-Encoding: gzip, chunked\r\n\r\n'
+            + chunked(HELLO),
         }
         for name, result in outcomes({name: [cut(answer)] for name, answer in cases.items()}):
             with self.subTest(name):
@@ -2139,526 +3398,500 @@ class OurErrorsTest(TestCase):
                 else:
                     self.assertIsInstance(result.result, streamlite.APIConnectionError)
 
-    def test_what_is_no_completion_is_told_with_its_start_and_the_likely_cause(self):
-        page = b'<!doctype html><html><title>Sign in to the guest network</title></html>'
-        utf_16 = {'Content-Type': 'text/event-stream; charset=utf-16'}
-        cases = {
-            'HTML': (reply(200, {'Content-Type': 'text/html'}, page), 'guest network'),
-            'foreign JSON': (reply(200, {}, {'weather': 'fine'}), 'weather'),
-            'text': (reply(200, {}, b'It works!'), 'It works!'),
-            'UTF-16': (reply(200, utf_16, HELLO.decode().encode('utf-16')), ''),
+    def test_a_thousand_headers_are_our_error_or_no_error(self):
+        for answer in (stream_reply(HELLO, headers={'X-%d' % n: 'x' for n in range(1000)}),
+                       stream_reply(HELLO, headers={'X': 'x' * 100000})):
+            result = outcome([answer]).result
+            if result != 'Hello world':
+                self.assertIsInstance(result, streamlite.APIConnectionError)
+
+    def test_an_answer_that_comes_before_the_request_was_read(self):
+        def script(peer):
+            peer.send(error_reply(413, {'Connection': 'close'}, 'the prompt is too long'))
+            peer.close()
+
+        class Early(Peer):
+            def read_request(self):
+                self._fill(lambda: b'\r\n\r\n' in self._buffer)  # the head alone
+                return Request(self._buffer.partition(b'\r\n\r\n')[0], b'', self.number)
+
+        with served(script, peer=Early) as (server, asker):
+            with self.assertRaises(streamlite.APIError) as caught:
+                ask(asker, messages=chat('x' * 20000000))
+            # Other systems may throw the answer away when the reset comes.
+            if sys.platform.startswith('linux'):
+                self.assertSays(caught.exception, 413, 'too long')
+
+    def test_a_head_with_faults_is_refused_and_no_text_is_lost_without_a_word(self):
+        one, two, three = (sse(delta(text), done=False) for text in ('one ', 'two ', 'three'))
+        end = sse(delta(finish_reason='stop'))
+        pieces = one, two[:2], two[2:], three
+        body = b''.join(chunked(piece, last=False) for piece in pieces) + chunked(end)
+        coding = b'Transfer-Encoding: chunked\r\n'
+        heads = {
+            'two Transfer-Encodings': b'Transfer-Encoding: identity\r\n' + coding,
+            'two, the other way round': coding + b'Transfer-Encoding: identity\r\n',
+            'a line without a colon': b'X-Broken\r\n' + coding,
+            'a blank before the colon': b'Transfer-Encoding : chunked\r\n',
+            'a tab before the colon': b'Transfer-Encoding\t: chunked\r\n',
+            'a blank in another name': b'X Broken: 1\r\n' + coding,
+            'a name that is empty': b': 1\r\n' + coding,
+            'a line of one blank': b' \r\n' + coding,
         }
-        for name, (answer, words) in cases.items():
-            with self.subTest(name), Server(answer) as server, client(server, max_retries=2) as asker:
-                for options in {}, {'stream': False}:
-                    with self.assertRaises(streamlite.APIResponseValidationError) as caught:
-                        with ask(asker, **options) as stream:
-                            list(stream)
-                    self.assertSays(caught.exception, words)
-                    self.assertEqual(caught.exception.status_code, 200)
-                self.assertEqual(len(server.requests), 2)  # asking again would bring the same page
-
-    def test_json_in_place_of_a_stream_is_delivered(self):
-        whole = {'object': 'chat.completion', 'id': 'x', 'choices': [
-            {'index': 0, 'message': {'role': 'assistant', 'content': 'Hello world'}, 'finish_reason': 'stop'}]}
-        error = {'error': {'message': 'no such luck', 'code': 'unlucky'}}
-        scripts = reply(200, {}, whole), stream_reply(HELLO), reply(200, {}, error)
-        with Server(*scripts) as server, client(server) as asker:
-            self.assertText(ask(asker), 'Hello world')
-            self.assertText(ask(asker, stream=False), 'Hello world')  # and the reverse
-            self.assertSays(self.assertBroken(asker, '', streamlite.APIError), 'no such luck')
-
-    def test_an_error_event_has_the_servers_words(self):
-        words = {'message': 'the model fell over', 'type': 'server_error', 'code': 'E7', 'param': 'p'}
-        cases = {
-            'an object': sse({'error': words}),
-            'a string': sse({'error': 'the model fell over'}),
-            'an event named error': b'event: error\n' + sse({'error': words}),
-            'a flat one named error': b'event: error\n' + sse(words),
-            'with choices': sse(dict(delta(finish_reason='error'), error=words)),
-            'without data:': json.dumps({'error': words}).encode() + b'\n\n',
-        }
-        for name, event in cases.items():
-            script = stream_reply(HEL + event)
-            with self.subTest(name), Server(script) as server, client(server, max_retries=2) as asker:
-                error = self.assertBroken(asker, 'Hel', streamlite.APIError)
-                if name != 'without data:':  # a line that is no field of an event, in the middle of a stream
-                    self.assertSays(error, 'the model fell over')
-                    if name != 'a string':
-                        self.assertEqual((error.type, error.code, error.param), ('server_error', 'E7', 'p'))
-                self.assertEqual(len(server.requests), 1)
-
-
-# ---- statuses ------------------------------------------------------------------------------------
-
-class StatusTest(TestCase):
-
-    def test_each_status_has_its_class_and_the_servers_words(self):
-        cases = {400: 'BadRequestError', 401: 'AuthenticationError', 402: 'APIStatusError',
-                 403: 'PermissionDeniedError', 404: 'NotFoundError', 409: 'ConflictError', 418: 'APIStatusError',
-                 422: 'UnprocessableEntityError', 429: 'RateLimitError'}
-        cases.update((status, 'InternalServerError') for status in (500, 502, 503, 504, 529, 599))
-        for status, name in cases.items():
-            answer = error_reply(status, {'x-request-id': 'req_7'}, 'that went wrong', type='t', code='c', param='p')
-            with self.subTest(status), Server(answer) as server, client(server) as asker:
-                for options in {}, {'stream': False}:
-                    with self.assertRaises(streamlite.APIStatusError) as caught:
-                        ask(asker, **options)
-                    error = caught.exception
-                    self.assertIs(type(error), getattr(streamlite, name))
-                    self.assertEqual((error.status_code, error.request_id, error.type, error.code, error.param),
-                                     (status, 'req_7', 't', 'c', 'p'))
-                    self.assertEqual(error.body['message'], 'that went wrong')
-                    self.assertEqual(error.response.status_code, status)
-                    self.assertEqual(error.request.method, 'POST')
-                    self.assertEqual(error.message, str(error))
-                    self.assertSays(error, status, 'that went wrong')
-
-    def test_a_strange_error_body_still_gives_the_status(self):
-        length, in_chunks = {'Content-Length': 1000}, {'Transfer-Encoding': 'chunked'}
-        cases = {
-            'HTML': (reply(500, {}, b'<html><title>502 Bad Gateway</title></html>'), 'Bad Gateway'),
-            'bytes that are no text': (reply(500, {}, b'\xff\xfe\xff bad'), 'bad'),
-            'a JSON list': (reply(500, {}, [1, 2, 3]), ''),
-            'a JSON string': (reply(500, {}, b'"overloaded"'), 'overloaded'),
-            'null': (reply(500, {}, b'null'), ''),
-            'FastAPI': (reply(500, {}, {'detail': [{'loc': ['body'], 'msg': 'field required'}]}), 'field required'),
-            'Google': (reply(500, {}, [{'error': {'message': 'quota of the project'}}]), 'quota of the project'),
-            'a message that is an object': (reply(500, {}, {'error': {'message': {'nested': True}, 'code': 42}}), ''),
-            'a long integer': (reply(500, {}, b'{"error":{"message":"m","code":%s}}' % (b'9' * 5000)), ''),
-            'deep JSON': (reply(500, {}, b'[' * 100000), ''),
-            '300 levels': (reply(500, {}, b'{"error":{"message":"m","x":%s%s}}' % (b'[' * 300, b']' * 300)), ''),
-            'empty': (reply(500), ''),
-            'an error that is a string': (reply(500, {}, {'error': 'model not loaded'}), 'model not loaded'),
-            'cut': (cut(head(500, length) + b'out of memory'), 'out of memory'),
-            'reset': (reset(head(500, length) + b'out of memory'), 'out of memory'),
-            'cut in a chunk': (cut(head(500, in_chunks) + b'20\r\nout of memory'), 'out of memory'),
-            'stalled': (stall(head(500, length) + b'out of memory'), 'out of memory'),
-            'dripping': (pace(b'.', head(500) + b'out of memory'), 'out of memory'),
-            'gzip': (reply(500, GZIP, zlib_bytes(31, b'out of memory')), 'out of memory'),
-            'brotli': (reply(500, {'Content-Encoding': 'br'}, b'\x0b\x02\x80hello\x03'), ''),
-        }
-        results = outcomes({name: [answer] for name, (answer, words) in cases.items()}, timeout=0.2)
-        for name, result in results:
+        for name, lines in heads.items():
             with self.subTest(name):
-                self.assertIs(type(result.result), streamlite.InternalServerError)
-                self.assertSays(result.result, 500, cases[name][1])
-                self.assertLess(len(str(result.result)), 2000)
-                self.assertLess(result.seconds, 0.2 + 0.5)
+                result = outcome([cut(STREAM_HEAD + lines + b'\r\n' + body)]).result
+                if not isinstance(result, streamlite.APIError):
+                    self.assertEqual(result, 'one two three')
+        for name in 'two Transfer-Encodings', 'a line without a colon', 'a blank before the colon':
+            with self.subTest(name + ' is an error'):
+                result = outcome([cut(STREAM_HEAD + heads[name] + b'\r\n' + body)]).result
+                self.assertIsInstance(result, streamlite.APIError)
+                self.assertEqual(text_of(result.partial), '')
 
-    def test_only_the_start_of_a_huge_error_body_is_read(self):
-        result = outcome([flood(head(500), b'e' * 65536, 1 << 28)])
-        self.assertIs(type(result.result), streamlite.InternalServerError)
-        self.assertLess(len(str(result.result.body)), 1 << 20)
-        self.assertLess(result.seconds, 1)  # the quarter of a gigabyte takes longer
+    def test_every_interim_answer_is_skipped_and_none_puts_the_next_one_out_of_step(self):
+        other = stream_reply(sse(delta('other', 'stop')))
+        for status in 100, 102, 103, 104, 110, 150, 199:
+            for name, fields in (('bare', {}), ('a length', {'Content-Length': 7}),
+                                 ('chunked', {'Transfer-Encoding': 'chunked'})):
+                with self.subTest(status, fields=name):
+                    first = head(status, fields) * 2 + stream_reply(HELLO)
+                    with served(first, other, timeout=1) as (server, asker):
+                        self.assertText(ask(asker), 'Hello world')
+                        self.assertText(ask(asker), 'other')
+        with self.subTest(101):
+            result = outcome([head(101, {'Upgrade': 'x'}) + stream_reply(HELLO)]).result
+            self.assertIsInstance(result, streamlite.APIError)
 
-    def test_a_status_that_http_does_not_know(self):
-        for status in 204, 300, 304, 600, 999:
-            with self.subTest(status):
-                result = outcome([cut(head(status, dict(AGAIN, **{'Content-Length': 0})))], max_retries=2)
-                self.assertIsInstance(result.result, streamlite.APIError)
-                self.assertTrue(status == 204 or len(result.requests) == 1, 'it was retried')
-
-    def test_a_wrong_key_and_an_unknown_model_come_with_what_to_do(self):
-        with Server(error_reply(401, message='Incorrect API key provided'),
-                    error_reply(404, message='The model `gpt-9` does not exist', code='model_not_found')) as server:
-            with client(server) as asker:
-                with self.assertRaises(streamlite.AuthenticationError) as caught:
-                    ask(asker)
-                self.assertSays(caught.exception, 'key', '127.0.0.1')
-                with self.assertRaises(streamlite.NotFoundError) as caught:
-                    ask(asker, model='gpt-9')
-                self.assertSays(caught.exception, 'gpt-9')
-
-
-# ---- retries -------------------------------------------------------------------------------------
-
-class RetryTest(TestCase):
-
-    def test_what_may_be_cured_is_asked_again_with_the_same_bytes(self):
-        for status in 408, 409, 429, 500, 502, 503, 504, 529:
-            answer = error_reply(status, dict(AGAIN, **({'Content-Encoding': 'br'} if status == 503 else {})))
-            with self.subTest(status), Server(answer, answer, stream_reply(HELLO)) as server:
-                with client(server, max_retries=2) as asker:
-                    self.assertText(ask(asker), 'Hello world')
-                first, second, third = server.requests
-                self.assertEqual(first.body, second.body)
-                self.assertEqual(first.body, third.body)
-                self.assertEqual(first.json['messages'], [{'role': 'user', 'content': 'hi'}])
-                self.assertEqual(first.headers, third.headers)
-
-    def test_what_would_come_again_is_not(self):
-        for answer in [error_reply(status, AGAIN) for status in (400, 401, 402, 403, 404, 418, 422)] + [
-                error_reply(429, AGAIN, code='insufficient_quota'), error_reply(429, AGAIN, type='insufficient_quota'),
-                error_reply(503, dict(AGAIN, **{'x-should-retry': 'false'}))]:
-            with self.subTest(answer), Server(answer) as server, client(server, max_retries=2) as asker:
-                with self.assertRaises(streamlite.APIStatusError) as caught:
-                    ask(asker)
-                self.assertEqual(len(server.requests), 1)
-                self.assertEqual(caught.exception.attempts, 1)
-
-    def test_x_should_retry_says_so_for_any_status(self):
-        answer = error_reply(400, dict(AGAIN, **{'x-should-retry': 'true'}))
-        self.assertEqual(outcome([answer, stream_reply(HELLO)], max_retries=2).result, 'Hello world')
-
-    def test_the_server_says_when(self):
-        cases = {  # the header, least and most seconds of the wait
-            ('retry-after-ms', '30'): (0.03, 0.37),
-            ('Retry-After', '0.03'): (0.03, 0.37),
-        }
-        backoff = (0.375, 1.5)  # half a second less up to a quarter, where the server says nothing of use
-        for value in ('', 'nan', '-5', 'inf', '1e400', '9' * 5000, 'soon', '\xb2', 'Fri, 31 Dec 1999 23:59:59 GMT',
-                      'Fri, 99 Foo 2026 99:99:99 GMT'):
-            cases[('Retry-After', value)] = backoff
-        cases[('retry-after-ms', 'nan')] = backoff
-        scripts = {header: [error_reply(429, dict([header])), stream_reply(HELLO)] for header in cases}
-        for header, result in outcomes(scripts, max_retries=1):
-            with self.subTest(header[0], value=header[1][:40]):
-                least, most = cases[header]
-                self.assertLess(result.seconds, most)
-                if header[1][:3] in ('inf', '1e4', '999'):  # may as well be taken for too long
-                    self.assertIn(len(result.requests), (1, 2))
-                else:
-                    self.assertEqual(result.result, 'Hello world')
-                    self.assertGreaterEqual(result.seconds, 0 if 'Dec 1999' in header[1] else least)
-
-    def test_a_wait_of_more_than_two_minutes_is_left_to_the_caller(self):
-        date = email.utils.formatdate(time.time() + 300, usegmt=True)
-        for name, value in ('Retry-After', '121'), ('Retry-After', date), ('retry-after-ms', '999999'):
-            with self.subTest(name, value=value):
-                result = outcome([error_reply(429, {name: value}), stream_reply(HELLO)], max_retries=2)
-                self.assertIsInstance(result.result, streamlite.RateLimitError)
-                self.assertLess(result.seconds, 1)
-                self.assertGreater(result.result.retry_after, 120)
-
-    def test_an_error_tells_how_often_and_how_long_was_tried(self):
-        with Server(error_reply(503, {'retry-after-ms': '20'})) as server, client(server, max_retries=2) as asker:
-            with self.assertRaises(streamlite.InternalServerError) as caught:
-                ask(asker)
-            error = caught.exception
-            self.assertEqual(len(server.requests), 3)
-            self.assertEqual(error.attempts, 3)
-            self.assertGreaterEqual(error.elapsed, 0.04)
-            self.assertLess(error.elapsed, 1)
-            self.assertAlmostEqual(error.retry_after, 0.02)
-            self.assertIsNone(error.partial)
-            self.assertEqual(len(set(request.connection for request in server.requests)), 1)
-            with self.assertRaises(streamlite.InternalServerError) as caught:
-                ask(asker.with_options(max_retries=0))
-            self.assertEqual(caught.exception.attempts, 1)
-
-    def test_a_server_may_be_away_for_as_long_as_is_wanted(self):
-        with contextlib.closing(socket.socket()) as unused, mock.patch('random.random', return_value=4):  # no waits
-            unused.bind(('127.0.0.1', 0))
-            url = 'http://127.0.0.1:%d/v1' % unused.getsockname()[1]
-            with client(None, base_url=url, max_retries=1100) as asker:
-                with self.assertRaises(streamlite.APIConnectionError) as caught:
-                    ask(asker)
-        self.assertEqual(caught.exception.attempts, 1101)
-
-    def test_each_retry_is_logged_with_its_cause(self):
-        with Server(error_reply(503, AGAIN), error_reply(429, AGAIN), stream_reply(HELLO)) as server:
-            with client(server, max_retries=2) as asker:
-                self.assertText(ask(asker), 'Hello world')
-        self.assertLogged('INFO', ' 503 ')  # with spaces: a port may hold these digits
-        self.assertLogged('INFO', ' 429 ')
-        self.assertEqual(len([said for said in SAID if said.startswith('INFO')]), 2)
-
-    def test_a_loss_before_the_first_chunk_is_invisible(self):
-        cases = {
-            'no answer': cut(b''),
-            'a reset for an answer': reset(b''),
-            'half a head': cut(b'HTTP/1.1 200 OK\r\nConte'),
-            'the end after the head': cut(CHUNKED_HEAD),
-            'a reset after the head': reset(CHUNKED_HEAD),
-            'half an event': cut(CHUNKED_HEAD + chunked(HEL[:20], last=False)),
-            'an empty body': reply(200),
-            'comments alone': stream_reply(b': hello\n\n'),
-            'silence': stall(),
-            'silence after the head': stall(CHUNKED_HEAD),
-            'an error event of the right number': stream_reply(sse({'error': {'message': 'busy', 'code': 503}})),
-        }
-        scripts = {name: [script, stream_reply(HELLO)] for name, script in cases.items()}
-        for name, result in outcomes(scripts, max_retries=1, timeout=0.2):
-            with self.subTest(name):
-                self.assertEqual(result.result, 'Hello world')
-                self.assertEqual(len(result.requests), 2)
-                self.assertEqual(result.requests[0].body, result.requests[1].body)
-
-    def test_after_the_first_chunk_nothing_is_repeated_behind_the_callers_back(self):
-        start = begun(HELLO_CUT)
-        busy = sse({'error': {'message': 'busy', 'code': 503}})
-        for script in (cut(start), reset(start), cut(CHUNKED_HEAD + chunked(HELLO_CUT + busy))):
-            with Server(script, stream_reply(HELLO)) as server, client(server, max_retries=2) as asker:
-                error = self.assertBroken(asker, 'Hello ', streamlite.APIError)
-                self.assertEqual(len(server.requests), 1)
-                self.assertEqual(error.attempts, 1)
-
-    def test_collect_and_a_whole_reply_may_start_over_from_the_middle(self):
-        lost, half_lost = (cut(CHUNKED_HEAD + chunked(body, last=False)) for body in (HELLO_CUT, HEL))
-
-        def collect(*scripts, **options):
-            with Server(*scripts) as server, client(server, **options) as asker:
-                try:
-                    return text_of(ask(asker).collect()), len(server.requests)
-                except streamlite.APIConnectionError as error:
-                    remember(error)
-                    return error, len(server.requests)
-
-        def collect_after_the_first_chunk():
-            with Server(lost, stream_reply(HELLO)) as server, client(server, max_retries=2) as asker:
-                stream = ask(asker)
-                next(iter(stream))
-                try:
-                    return stream.collect(), len(server.requests)
-                except streamlite.APIConnectionError as error:
-                    remember(error)
-                    return error, len(server.requests)
-
-        whole = reply(200, {}, {'choices': [{'message': {'content': 'Hello world'}, 'finish_reason': 'stop'}]})
-
-        def ask_for_a_whole_reply(*scripts):
-            with Server(*scripts) as server, client(server, max_retries=1) as asker:
-                return text_of(ask(asker, stream=False)), len(server.requests)
-
-        again, twice, never, seen, cut_reply, refused = at_once(
-            lambda: collect(lost, stream_reply(HELLO), max_retries=1),
-            lambda: collect(lost, half_lost, max_retries=1),
-            lambda: collect(lost, stream_reply(HELLO), max_retries=0),
-            collect_after_the_first_chunk,
-            lambda: ask_for_a_whole_reply(cut(whole[:-9]), whole),
-            lambda: ask_for_a_whole_reply(error_reply(503, AGAIN), whole))
-        self.assertEqual(again, ('Hello world', 2))
-        self.assertEqual((text_of(twice[0].partial), twice[1]), ('Hello ', 2))  # the longest of both
-        self.assertEqual(twice[0].attempts, 2)
-        self.assertEqual((text_of(never[0].partial), never[1]), ('Hello ', 1))
-        self.assertEqual((text_of(seen[0].partial), seen[1]), ('Hello ', 1))
-        self.assertEqual((cut_reply, refused), (('Hello world', 2), ('Hello world', 2)))
-        self.assertEqual(len([said for said in SAID if said.startswith('INFO')]), 4)
-        with Server(cut(whole[:-9])) as server, client(server) as asker:
-            self.assertRaises(streamlite.APIConnectionError, ask, asker, stream=False)
-
-    def test_a_callable_key_is_asked_at_every_attempt(self):
-        keys = iter([KEY + '1', KEY + '2'])
-        with Server(error_reply(503, AGAIN), stream_reply(HELLO)) as server:
-            with client(server, max_retries=1, api_key=lambda: next(keys)) as asker:
-                self.assertText(ask(asker), 'Hello world')
-            self.assertEqual([request.headers['authorization'][-1] for request in server.requests], ['1', '2'])
-
-
-# ---- time ----------------------------------------------------------------------------------------
 
 class TimeTest(TestCase):
 
     def test_no_byte_but_an_event_feeds_the_clock(self):
-        chunk = chunked(HEL, last=False)
+        chunk, comment = begun(HEL), chunked(b': ping\n\n', last=False)
         cases = {  # name: script, text that came
             'no answer': (stall(), ''),
             'a head that drips': (pace(b'x', b'HTTP/1.1 200 OK\r\nX: '), ''),
             'headers for ever': (pace(b'X: 1\r\n', b'HTTP/1.1 200 OK\r\n'), ''),
             '100 Continue for ever': (pace(b'HTTP/1.1 100 Continue\r\n\r\n'), ''),
             'nothing after the head': (stall(CHUNKED_HEAD), ''),
-            'comments for ever': (pace(chunked(b': ping\n\n', last=False), CHUNKED_HEAD), ''),
+            'comments for ever': (pace(comment, CHUNKED_HEAD), ''),
             'blank lines for ever': (pace(b'\n', head(200)), ''),
-            'comments after an event': (pace(chunked(b': ping\n\n', last=False), CHUNKED_HEAD + chunk), 'Hel'),
-            'nothing after an event': (stall(CHUNKED_HEAD + chunk), 'Hel'),
-            'half an event': (stall(CHUNKED_HEAD + chunk + chunked(LO[:-5], last=False)), 'Hel'),
+            'comments after an event': (pace(comment, chunk), 'Hel'),
+            'nothing after an event': (stall(chunk), 'Hel'),
+            'half an event': (stall(begun(HEL + LO[:-5])), 'Hel'),
             'an event that drips': (pace(chunked(b'x', last=False), begun(HEL + b'data: ')), 'Hel'),
-            'a chunk size that drips': (pace(b'0', CHUNKED_HEAD + chunk), 'Hel'),
+            'a chunk size that drips': (pace(b'0', chunk, 0.1), 'Hel'),
         }
-        for name, result in outcomes({name: [script] for name, (script, _) in cases.items()}, timeout=0.25):
+        # The text needs time to come, also where many do so at once on a busy machine.
+        results = outcomes({name: [script] for name, (script, _) in cases.items()}, timeout=MEDIUM)
+        for name, result in results:
             with self.subTest(name):
                 self.assertIsInstance(result.result, streamlite.APITimeoutError)
                 self.assertEqual(text_of(result.result.partial), cases[name][1])
-                self.assertGreater(result.seconds, 0.2)
-                self.assertLess(result.seconds, 0.25 + 0.5)
+                self.assertLess(result.seconds, PROMPT)
 
     def test_a_deadline_ends_a_call_whatever_goes_on(self):
+        event = chunked(HEL, last=False)
         cases = {
-            'events for ever': ([pace(chunked(HEL, last=False), CHUNKED_HEAD)], 'Hel'),
+            'events for ever': ([pace(event, CHUNKED_HEAD)], 'Hel'),
             'an answer that never comes': ([stall()], ''),
+            'interim answers': ([pace(head(103))], ''),
+            'a status line': ([pace(b'x', b'HTTP/1.1 200 ')], ''),
+            'an error body': ([pace(b'x', head(500, {'Content-Length': 1 << 20}))], ''),
+            'the body of a redirect': (
+                [pace(b'x', head(307, {'Location': '/', 'Content-Length': 1 << 20}))], ''),
+            'an extension': ([pace(b'x', CHUNKED_HEAD + b'5;')], ''),
+            'a trailer': ([pace(b'X: 1\r\n', CHUNKED_HEAD + event + b'0\r\n')], ''),
+            'gzip': ([pace(packed(HELLO)[:1], head(200, GZIP) + packed(HELLO)[:20])], ''),
             'a wait between attempts': ([error_reply(503, {'Retry-After': '30'})], ''),
             'attempts for ever': ([cut(b'')], ''),
         }
-        results = outcomes({name: scripts for name, (scripts, _) in cases.items()}, deadline=0.2, max_retries=1000)
+        results = outcomes({name: scripts for name, (scripts, _) in cases.items()},
+                           deadline=MEDIUM, max_retries=1000)
         for name, result in results:
             with self.subTest(name):
                 self.assertIsInstance(result.result, streamlite.APIError)
                 if cases[name][1]:
                     self.assertIsInstance(result.result, streamlite.APITimeoutError)
                     self.assertIn(cases[name][1], text_of(result.result.partial))
-                self.assertLess(result.seconds, 0.2 + 0.5)
+                self.assertLess(result.seconds, PROMPT)
 
     def test_timeouts_come_as_a_number_a_pair_or_an_object(self):
         class Timeout:
-            connect, read = 5, 0.1
+            connect, read = LONG, SHORT
 
         def of_client(timeout):
-            with Server(stall()) as server, client(server, timeout=timeout) as asker, self.assertTakes(0.1, 0.6):
+            with served(stall(), timeout=timeout) as (_, asker), self.assertPrompt():
                 self.assertBroken(asker, '', streamlite.APITimeoutError)
 
         def of_call(timeout):
-            with Server(stall()) as server, client(server) as asker, self.assertTakes(0.1, 0.6):
+            with served(stall()) as (_, asker), self.assertPrompt():
                 self.assertBroken(asker, '', streamlite.APITimeoutError, timeout=timeout)
 
-        at_once(*[lambda way=way, timeout=timeout: way(timeout)
-                  for way in (of_client, of_call) for timeout in (0.1, (5, 0.1), Timeout())])
+        at_once(*[lambda way=way, timeout=timeout: way(timeout) for way in (of_client, of_call)
+                  for timeout in (SHORT, (LONG, SHORT), Timeout())])
 
     def test_the_callers_own_time_does_not_count(self):
-        with Server(stream_reply(HELLO)) as server, client(server, timeout=0.1) as asker, ask(asker) as stream:
-            text = next(stream.text())
-            self.assertFalse(threading.Event().wait(0.2))
-            self.assertEqual(text + ''.join(stream.text()), 'Hello world')
+        # Whoever counts it finds the time over as soon as the text is asked for again.
+        now, passed = time.monotonic, []
+        with mock.patch('time.monotonic', lambda: now() + sum(passed)):
+            with served(stream_reply(HELLO)) as (_, asker), ask(asker) as stream:
+                text = next(stream.text())
+                passed.append(2 * LONG)
+                self.assertEqual(text + ''.join(stream.text()), 'Hello world')
 
     def test_neither_a_finished_stream_nor_an_error_body_is_waited_for_long(self):
-        with mock.patch.object(streamlite, 'PATIENCE', 0.1), self.assertTakes(0.1, 1):  # the module's own, made small
-            self.assertEqual(outcome([stall(begun(FINISHED))]).result, 'Hello world')
-            self.assertEqual(outcome([stall(head(401))]).result.status_code, 401)
+        with mock.patch.object(streamlite, 'PATIENCE', SHORT), self.assertPrompt():
+            finished, refused = at_once(lambda: outcome([stall(begun(FINISHED))]),
+                                        lambda: outcome([stall(head(401))]))
+        self.assertEqual((finished.result, refused.result.status_code), ('Hello world', 401))
 
-    def test_behind_the_finish_reason_only_more_of_the_answer_extends_the_wait(self):
-        def more(peer):
-            peer.send(begun(FINISHED))
-            for _ in range(6):
-                peer.wait_closed(0.05)
-                peer.send(chunked(sse(delta('!'), done=False), last=False))
-            peer.send(chunked(DONE))
+    def test_late_heads_do_not_add_up(self):
+        # If each head had its own time, the redirects would end with another error, and the body of
+        # an error would be waited for with what its head left.
+        def late(answer, then=Peer.wait_closed):
+            return lambda peer: (peer.wait_closed(MEDIUM / 2), peer.send(answer), then(peer))
 
-        count = chunked(sse({'choices': [], 'usage': {'total_tokens': 1}}, done=False), last=False)
-        cases = {'usage for ever': [pace(count, begun(FINISHED))],
-                 'no choices for ever': [pace(chunked(sse({'choices': []}, done=False), last=False), begun(FINISHED))],
-                 'more of the answer': [more]}
-        with mock.patch.object(streamlite, 'PATIENCE', 0.2):
-            for name, result in outcomes(cases, deadline=2):
-                with self.subTest(name):
-                    self.assertEqual(result.result, 'Hello world' + ('!' * 6 if 'more' in name else ''))
-                    self.assertLess(result.seconds, 1)
-
-    def test_late_heads_and_stalled_bodies_do_not_add_up(self):
-        def late(answer):
-            return lambda peer: (peer.wait_closed(0.3), peer.send(answer))
-
-        stalled = {'Content-Length': 1000, 'Location': PATH}
-        cases = {'an error': [lambda peer: (late(head(503, stalled))(peer), peer.wait_closed())],
-                 'redirects': [late(reply(307, {'Location': PATH}))]}
-        for name, result in outcomes(cases, timeout=0.4):
-            with self.subTest(name):
-                self.assertIs(type(result.result), streamlite.InternalServerError if 'error' in name else
-                              streamlite.APITimeoutError)
-                self.assertLess(result.seconds, 0.65)
+        redirects = late(reply(307, {'Location': PATH}), then=lambda peer: None)
+        stalled = late(head(503, {'Content-Length': 1000}))
+        redirected, refused = at_once(*[lambda script=script: outcome([script], timeout=MEDIUM)
+                                        for script in (redirects, stalled)])
+        self.assertIs(type(redirected.result), streamlite.APITimeoutError)
+        self.assertLess(len(redirected.requests), 5)
+        self.assertIs(type(refused.result), streamlite.InternalServerError)
+        self.assertLess(refused.seconds, PROMPT)
 
     def test_no_time_is_too_long(self):
-        rest = sse(delta('lo world'), delta(finish_reason='stop'))
-        for options in {'timeout': 1e12}, {'timeout': (1e12, 1e15)}, {'timeout': None}, {'deadline': 1e15}:
-            script = lambda peer: (peer.send(begun(HEL)), peer.wait_closed(0.01), peer.send(chunked(rest)))
+        rest = sse(delta('lo world'), STOP)
+        for options in ({'timeout': 1e12}, {'timeout': (1e12, 1e15)}, {'timeout': None},
+                        {'deadline': 1e15}):
+            script = lambda peer: (peer.send(begun(HEL)), peer.wait_closed(0.01),
+                                   peer.send(chunked(rest)))
             with self.subTest(options):
                 self.assertEqual(outcome([script], **options).result, 'Hello world')
 
     def test_a_request_that_nobody_reads(self):
-        over = threading.Event()
-
-        class Deaf(Peer):
-            def read_request(self):
-                over.wait(5)
-
-        with Server(peer=Deaf) as server, client(server, timeout=0.2) as asker, self.assertTakes(0.2, 0.7):
+        with deaf_server() as server, client(server, timeout=SHORT) as asker, self.assertPrompt():
             with self.assertRaises(streamlite.APITimeoutError):
-                ask(asker, messages=[{'role': 'user', 'content': 'x' * 12000000}])
-            over.set()
+                ask(asker, messages=chat('x' * 12000000))
 
-    @unittest.skipUnless(ssl, 'no ssl')
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
     def test_a_handshake_that_never_ends(self):
         with Server() as server:  # which waits for the end of a request that never comes
-            with client(server, base_url='https://localhost:%d/v1' % server.port, timeout=(0.1, 5)) as asker:
-                with self.assertTakes(0.1, 0.6):
+            with client(server, base_url='https://localhost:%d/v1' % server.port,
+                        timeout=(SHORT, LONG)) as asker:
+                with self.assertPrompt():
                     self.assertBroken(asker, '', streamlite.APITimeoutError)
 
     @unittest.skipUnless(sys.platform.startswith('linux'), 'other systems queue more connections')
     def test_an_address_that_accepts_no_connection(self):
         with contextlib.ExitStack() as stack:
-            listener, *waiting = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(3)]
+            listener, *waiting = [stack.enter_context(contextlib.closing(socket.socket()))
+                                  for _ in range(3)]
             listener.bind(('127.0.0.1', 0))
             listener.listen(0)
             for sock in waiting:  # fill its queue
                 sock.setblocking(False)
                 sock.connect_ex(listener.getsockname())
             url = 'http://127.0.0.1:%d/v1' % listener.getsockname()[1]
-            with client(None, base_url=url, timeout=(0.1, 5)) as asker, self.assertTakes(0.1, 0.6):
+            with client(None, base_url=url, timeout=(SHORT, LONG)) as asker, self.assertPrompt():
                 self.assertBroken(asker, '', streamlite.APITimeoutError)
-            # where the host has another address, both share the time
+            # Where the host has another address, both share the time.
             server = stack.enter_context(Server())
             addresses = [socket.getaddrinfo('127.0.0.1', port, 0, socket.SOCK_STREAM)[0]
                          for port in (listener.getsockname()[1], server.port)]
             with mock.patch('socket.getaddrinfo', return_value=addresses):
                 url = 'http://localhost/v1'
-                with client(None, base_url=url, timeout=(0.2, 5)) as asker, self.assertTakes(0.1, 0.7):
+                with client(None, base_url=url,
+                            timeout=(MEDIUM, LONG)) as asker, self.assertPrompt():
                     self.assertText(ask(asker), 'Hello world')
 
+    def test_to_look_at_idle_connections_takes_no_more_than_the_call_has(self):
+        def dripping(peer):
+            peer.send(begun(HELLO) + b'ffff\r\n')
+            while not peer.wait_closed(0.09):
+                peer.send(b'\n')
 
-# ---- codings -------------------------------------------------------------------------------------
+        scripts = [dripping] * 15 + [stream_reply(HELLO)]
+        with served(*scripts) as (server, asker):
+            for stream in [ask(asker) for _ in scripts[1:]]:
+                self.assertText(stream, 'Hello world')
+            with self.assertPrompt():  # to look at each for a second would take longer
+                try:
+                    self.assertText(ask(asker.with_options(deadline=SHORT)), 'Hello world')
+                except streamlite.APITimeoutError as error:
+                    remember(error)
 
-class CodingTest(TestCase):
-
-    def test_gzip_and_deflate_are_undone_event_by_event(self):
-        def speak(coding, window, seen):
-            def script(peer):
-                peer.send(head(200, {'Content-Encoding': coding, 'Transfer-Encoding': 'chunked'}))
-                packer = zlib.compressobj(9, zlib.DEFLATED, window)
-                for event in HEL, LO, WORLD, FINISH + DONE:
-                    peer.send(chunked(packer.compress(event) + packer.flush(zlib.Z_SYNC_FLUSH), last=False))
-                    seen.acquire(timeout=5)  # the client has this event before the next is sent
-                peer.send(chunked(packer.flush()))
-            return script
-
-        for coding, window in ('gzip', 31), ('deflate', 15), ('deflate', -15), ('x-gzip', 31):
-            seen = threading.Semaphore(0)
-            with self.subTest(coding, window=window), Server(speak(coding, window, seen)) as server:
-                with client(server, timeout=1) as asker, ask(asker) as stream:
-                    texts = []
-                    for text in stream.text():
-                        texts.append(text)
-                        seen.release()
-                    self.assertEqual(texts, ['Hel', 'lo ', 'world'])
-                    seen.release()
-
-    def test_members_and_cuts_of_gzip(self):
-        members = zlib_bytes(31, HELLO[:300]) + zlib_bytes(31, HELLO[300:])
-        self.assertEqual(outcome([stream_reply(members, headers=GZIP)]).result, 'Hello world')
-        packed = zlib_bytes(31, HELLO_CUT)
-        for cut_at in range(10, len(packed), 7):
-            with self.subTest(cut_at):
-                result = outcome([stream_reply(packed[:cut_at], headers=GZIP)]).result
-                self.assertIsInstance(result, streamlite.APIConnectionError)
-                self.assertTrue('Hello '.startswith(text_of(result.partial)))
-
-    def test_another_coding_is_named(self):
-        for coding in ('br', 'zstd', 'x-foo'):
-            with self.subTest(coding):
-                result = outcome([stream_reply(HELLO, headers={'Content-Encoding': coding})], max_retries=2)
-                self.assertIsInstance(result.result, streamlite.APIError)
-                self.assertSays(result.result, coding)
-                self.assertEqual(len(result.requests), 1)
-
-    def test_a_coding_that_is_a_lie_is_our_error(self):
-        for coding in 'gzip', 'deflate':
-            result = outcome([stream_reply(HELLO, headers={'Content-Encoding': coding})]).result
-            self.assertIsInstance(result, streamlite.APIError)
-        self.assertEqual(outcome([stream_reply(HELLO, headers={'Content-Encoding': 'identity'})]).result, 'Hello world')
+    def test_an_upload_that_makes_progress_is_not_a_dead_server(self):
+        content = chat('x' * (8 << 20))
+        with served(peer=SlowReader, timeout=MEDIUM, max_retries=2) as (server, asker):
+            start = time.monotonic()
+            self.assertText(ask(asker, messages=content), 'Hello world')
+            self.assertGreater(time.monotonic() - start, MEDIUM, 'it was too quick to tell')
+            self.assertEqual((len(server.requests), server.connections), (1, 1))
 
 
-# ---- connections ---------------------------------------------------------------------------------
+class SecretTest(TestCase):
+    """The end of every test looks for secrets in all that was said.
+
+    These provoke what others do not.
+    """
+
+    def test_the_search_finds_what_it_looks_for(self):
+        for secret in (lambda: remember(ValueError(KEY)),
+                       lambda: logging.getLogger('streamlite').info('%s', PASSWORD)):
+            secret()
+            with super().assertRaises(AssertionError):
+                self._check_left_over(set(threading.enumerate()), open_sockets())
+            del SAID[:]
+
+    def test_no_repr_and_no_attribute_of_an_error_shows_the_key(self):
+        with Server(stream_reply(HELLO), error_reply(401, AGAIN)) as server:
+            with client(server,
+                        default_headers={'api-key': PASSWORD}) as asker, ask(asker) as stream:
+                other = asker.with_options(timeout=1)
+                for thing in (asker, asker.chat, asker.chat.completions, other, stream,
+                              stream.response):
+                    self.assertNotIn(MARK, repr(thing) + str(thing))
+                with self.assertRaises(streamlite.AuthenticationError) as caught:
+                    ask(asker)
+        error = caught.exception
+        for thing in (error.request, error.response, error.body, error.__dict__, error.args,
+                      error.__reduce__()):
+            self.assertNotIn(MARK, repr(thing))
+
+    def test_an_echoed_key_is_not_shown(self):
+        # Servers repeat the key in part (OpenAI) or whole (vLLM's logs, small proxies).
+        answers = error_reply(401, message='Incorrect API key provided: %s.'
+                              % KEY), reply(401, {}, KEY.encode())
+        with served(*answers) as (server, asker):
+            for _ in answers:
+                self.assertRaises(streamlite.AuthenticationError, ask, asker)
+
+    def test_a_key_is_not_shown_however_it_is_echoed(self):
+        key = 'sk-%s/+"key' % MARK
+        escaped = json.dumps(key).strip('"').replace('/', r'\/').replace('+', r'\u002b')
+        words = '{"error": {"message": "bad key %s", "param": "%s", "code": "%s", "%s": 1}}' % (
+            (escaped,) * 4)
+        cases = {
+            'escaped': reply(401, {}, words.encode()),
+            'in the reason phrase': ('HTTP/1.1 401 bad key %s\r\nContent-Length: 0\r\n\r\n'
+                                     % key).encode(),
+            'where the excerpt ends': error_reply(401, message='y' * 985 + key),
+            'as HTML': reply(401, {}, ('<title>bad key %s</title>' % key).encode()),
+            'in an event': stream_reply(HELLO_CUT + sse(words)),
+            'in what is no JSON, where the excerpt ends': stream_reply(sse('{' + 'y' * 185 + key)),
+            'as the status line': cut(b'HTTP/1.1 %s\r\n\r\n' % key.encode()),
+            'as the size of a chunk': cut(begun(HELLO_CUT) + key.encode() + b'\r\n'),
+            'in a finish_reason of error': stream_reply(
+                sse(dict(delta(finish_reason='error'), error=key))),
+        }
+        for name, answer in cases.items():
+            for options in {'api_key': key}, {'api_key': '', 'default_query': {'key': key}}, {
+                    'api_key': '', 'default_headers': {'api-key': key}}:
+                with self.subTest(name, options=list(options)):
+                    error = outcome([answer], **options).result
+                    self.assertIsInstance(error, streamlite.APIError)
+                    # Not even a part of it is there.
+                    self.assertNotIn('never-', repr([str(error), error.body, error.request]))
+
+    key = 'sk-Q7vX2mZk9WpL4tRb3NcE'
+
+    def assertNothingOf(self, secret, *texts):
+        """No five characters of the secret, in whatever case, are in what was said."""
+        parts = [secret[at:at + 5].lower() for at in range(len(secret) - 4)]
+        for text in list(texts) + SAID:
+            text = text.lower()
+            for part in parts:
+                at = text.find(part)
+                self.assertEqual(at, -1, text[max(0, at - 60):at + 60])
+
+    def test_no_part_of_the_key_is_shown_wherever_a_text_is_cut(self):
+        key = self.key
+        sources = {
+            'the reason phrase': lambda text:
+                b'HTTP/1.1 401 %s\r\nContent-Length: 0\r\n\r\n' % text,
+            'a Location': lambda text:
+                b'HTTP/1.1 302 F\r\nLocation: /%s\r\nContent-Length: 0\r\n\r\n' % text,
+            'a Location that is none': lambda text:
+                b'HTTP/1.1 302 F\r\nLocation: http://[%s\r\nContent-Length: 0\r\n\r\n' % text,
+            'a Location elsewhere': lambda text: (
+                b'HTTP/1.1 307 F\r\nLocation: http://example.test/%s\r\n'
+                b'Content-Length: 0\r\n\r\n') % text,
+            'what a provider said': lambda text: error_reply(502, metadata={'raw': text.decode()}),
+            'a message': lambda text: error_reply(401, message=text.decode()),
+            'a place': lambda text:
+                reply(422, {}, {'detail': [{'loc': [text.decode()], 'msg': 'm'}]}),
+            'a title': lambda text: reply(401, {}, b'<title>%s</title>' % text),
+            'a Content-Encoding': lambda text: head(200, {'Content-Encoding': text.decode()}),
+            'a Transfer-Encoding': lambda text: head(200, {'Transfer-Encoding': text.decode()}),
+            'a Content-Length': lambda text: head(200, {'Content-Length': text.decode()}),
+            'an answer that is no HTTP': lambda text: text + b'\r\n\r\n',
+            'a header that is none': lambda text: STREAM_HEAD + text + b'\r\n\r\n',
+            'a chunk size': lambda text: CHUNKED_HEAD + text + b'\r\n',
+            'an error event': lambda text: stream_reply(sse({'error': {'message': text.decode()}})),
+            'an event that is no JSON': lambda text: stream_reply(sse(text.decode(), done=False)),
+            'a line that is no field': lambda text: stream_reply(text + b'\n\n'),
+            'a page': lambda text: reply(200, {}, b'<html>' + text),
+        }
+        cuts = sorted({limit - back for limit in (60, 100, 200, 300, 800, 1000, 4000)
+                       for back in (6, 18)} | {0})
+        script = lambda peer: (peer.send(answer), peer.close())
+        with served(script, api_key=key) as (server, asker):
+            for name, source in sources.items():
+                with self.subTest(name):
+                    del SAID[:]
+                    for at in cuts:
+                        answer = source(b'y' * at + key.encode())
+                        with self.assertRaises(streamlite.APIError) as caught:
+                            ask(asker).collect()
+                        error = caught.exception
+                        shown = error.body, error.code, error.param, error.type, error.args
+                        SAID.append(repr(shown))
+                    self.assertNothingOf(key)
+            del SAID[:]
+
+    def test_no_part_of_the_key_is_shown_where_an_error_body_ends(self):
+        key, result = self.key, None
+        for back in 6, 18:
+            body = b'y' * ((64 << 10) - back) + key.encode()
+            result = outcome([reply(401, {}, body)], api_key=key).result
+            self.assertIsInstance(result, streamlite.AuthenticationError)
+            self.assertNothingOf(key, str(result.body))
+        del SAID[:]
+
+    def test_a_redirect_to_the_same_origin_logs_no_key(self):
+        place = reply(307, {'Location': '/v1/%s?key=%s' % (KEY, KEY)})
+        for answers, text in (((place, stream_reply(HELLO)), 'Hello world'), ((place,), None)):
+            result = outcome(answers).result
+            if text:
+                self.assertEqual(result, text)
+            else:
+                self.assertIsInstance(result, streamlite.APIStatusError)
+
+    def test_a_short_key_is_hidden_where_it_is_a_word_of_its_own(self):
+        for key in 'abc1234', 'Xy-9', 'k3y':
+            for words in ('bad key %s', 'bad key "%s".', 'key=%s, sorry', '%s', 'Bearer %s\nnext'):
+                with self.subTest(key, words=words):
+                    error = outcome([error_reply(401, message=words % key)], api_key=key).result
+                    self.assertNotIn(key, str(error))
+                    self.assertNotIn(key, repr(error.body))
+                    self.assertSays(error, '***')
+            with self.subTest(key, words='inside another word'):
+                answer = error_reply(404, message='no model x%s9' % key)
+                error = outcome([answer], api_key=key).result
+                self.assertSays(error, 'x%s9' % key)
+
+    def test_signatures_passwords_and_cookies_are_secrets(self):
+        value, odd = 'Qm7' + MARK, 'a+b/' + MARK + '=='
+        cookies = 'a=%s; session=%s' % (value, odd)
+        quoted = [odd, urllib.parse.quote(odd, safe=''), urllib.parse.quote(odd)]
+        cases = [({'default_headers': {'Cookie': cookies}}, [value, cookies] + quoted)]
+        for name in 'code', 'sig', 'password', 'signature':
+            cases += [({'default_query': {name: value}}, [value]),
+                      ({'default_query': {name: odd}}, quoted),
+                      ({'base_url': '?' + urllib.parse.urlencode({name: odd})}, quoted)]
+        echoed = ''
+        with Server(lambda peer: peer.send(
+                error_reply(401, message='refused: ' + echoed, code=echoed))) as server:
+            for options, echoes in cases:
+                with self.subTest(options):
+                    url = server.url + options.get('base_url', '')
+                    with client(server, **dict(options, base_url=url)) as asker:
+                        for echoed in echoes:
+                            with self.assertRaises(streamlite.AuthenticationError) as caught:
+                                ask(asker)
+                            self.assertNotIn(MARK, str(caught.exception)
+                                             + repr(caught.exception.body))
+
+
+class SizeTest(TestCase):
+
+    # In another process, whose memory can be measured; it prints what each of the URLs comes to.
+    program = """if True:
+        import resource, sys, streamlite
+
+        def kilobytes():
+            # On Linux getrusage starts with what the parent had at the fork.
+            try:
+                with open('/proc/self/status') as status:
+                    return next(int(line.split()[1]) for line in status if line.startswith('VmHWM'))
+            except (OSError, StopIteration):
+                most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                return most // (1024 if sys.platform == 'darwin' else 1)
+
+        for url in sys.argv[1:]:
+            client = streamlite.OpenAI(api_key='k', base_url=url, max_retries=0, timeout=100)
+            text = ''
+            try:
+                stream = client.chat.completions.create(model='m', messages=[], stream=True)
+                what = 'OK %d' % len(stream.collect().choices[0].message.content)
+            except streamlite.APIError as error:
+                what = type(error).__name__
+                if error.partial is not None and error.partial.choices:
+                    text = error.partial.choices[0].message.content
+            print(what, text, '|', kilobytes() // 1024, flush=True)
+    """
+
+    @unittest.skipIf(sys.platform == 'win32', 'Windows has no module resource')
+    def test_what_never_ends_is_an_error_and_no_burden(self):
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        start = packer.compress(HELLO_CUT + b'data: ') + packer.flush(zlib.Z_FULL_FLUSH)
+        # This may be repeated, since it starts afresh.
+        zeros = packer.compress(b'0' * (1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+        events, text = head(200, {'Content-Type': 'text/event-stream'}) + HELLO_CUT, b'x' * 65536
+        cases = [  # script, text delivered before it
+            (flood(events + b'data: ', text), 'Hello '),
+            (flood(events, b'data: x\n' * 8192), 'Hello '),
+            (flood(head(200, GZIP) + start, zeros * 16), 'Hello '),
+            (flood(events + b'data: {"choices": [{"delta": {"content": "', text), 'Hello '),
+            (flood(head(200, {'Content-Type': 'application/json'}) + b'{"choices": "', text), ''),
+            (flood(b'HTTP/1.1 200 OK\r\n', b'X-Header: 1\r\n' * 1000), ''),
+            (flood(b'HTTP/1.1 200 OK\r\nX: ', text), ''),
+            (flood(b'HTTP/1.1 200 ', text), ''),
+            (flood(begun(HELLO_CUT) + b'5;', text), 'Hello '),
+            (flood(CHUNKED_HEAD + chunked(HELLO_CUT)[:-2], b'X: 1\r\n' * 1000), 'Hello '),
+            (flood(b'', b'HTTP/1.1 100 Continue\r\n\r\n' * 1000), ''),
+            (flood(head(413), text), ''),
+        ]
+        big = 4 << 20  # a large event is no fault
+        large = stream_reply(sse(delta('x' * big, 'stop')))
+        # A few kilobytes on the wire may say many megabytes.
+        many = b'{},' * (5 << 20) + b'{}'
+        bombs = [packed_reply(bomb % many) for bomb in (
+            b'data: {"choices":[%s]}\n\n', b'{"choices":[%s]}',
+            b'data: {"choices":[{"delta":{"tool_calls":[%s]}}]}\n\n')]
+        scripts = [script for script, _ in cases] + [large] + bombs
+        servers = [self.serve(script) for script in scripts]
+        ran = run_python('-B', '-c', self.program, *[server.url for server in servers])
+        self.assertEqual(ran.err, '')
+        lines = ran.out.splitlines()
+        self.assertEqual(len(lines), len(servers), lines)
+        cases += [(large, None)] + [(bomb, '') for bomb in bombs]
+        for number, (line, (_, text)) in enumerate(zip(lines, cases)):
+            with self.subTest(number):
+                if text is None:
+                    self.assertTrue(line.startswith('OK %d' % big))
+                else:
+                    self.assertRegex(line, '^API.*Error %s' % text)
+                    self.assertNotIn('Timeout', line)
+        megabytes = [int(line.split('|')[1]) for line in lines]  # the most that there ever were
+        self.assertLess(megabytes[-len(bombs) - 1], 100, lines)
+        self.assertLess(megabytes[-1], 300, lines)
+
 
 class ConnectionTest(TestCase):
 
     def test_one_connection_serves_stream_after_stream(self):
-        whole = reply(200, {}, {'choices': [{'message': {'content': 'Hello world'}, 'finish_reason': 'stop'}]})
         cases = {'chunked': stream_reply(HELLO), 'length': stream_reply(HELLO, 'length'),
-                 'no [DONE]': stream_reply(FINISHED), 'one by one': CHUNKED_HEAD + chunked(HELLO, 50)}
+                 'no [DONE]': stream_reply(FINISHED),
+                 'one by one': CHUNKED_HEAD + chunked(HELLO, 50)}
         for name, answer in cases.items():
-            with self.subTest(name), Server(answer) as server, client(server) as asker:
+            with self.subTest(name), served(answer) as (server, asker):
                 for _ in range(20):
                     self.assertText(ask(asker), 'Hello world')
                 self.assertEqual((len(server.requests), server.connections), (20, 1))
-        with Server(whole) as server, client(server) as asker:
+        with served(reply(200, {}, WHOLE)) as (server, asker):
             for _ in range(5):
                 self.assertText(ask(asker, stream=False), 'Hello world')
             self.assertEqual(server.connections, 1)
@@ -2668,21 +3901,22 @@ class ConnectionTest(TestCase):
 
         def script(peer):
             peer.send(begun(HELLO))
-            gate.wait(5)
+            gate.wait(LONG)
             peer.send(b'0\r\n\r\n')
             sent.set()
 
-        with Server(script) as server, client(server) as asker:
+        with served(script) as (server, asker):
             for _ in range(20):
-                with self.assertTakes(0, 1):
+                with self.assertPrompt():
                     self.assertText(ask(asker), 'Hello world')  # the last chunk is not waited for
                 gate.set()
-                self.assertTrue(sent.wait(5))
-                gate.clear(), sent.clear()
+                self.assertTrue(sent.wait(LONG))
+                gate.clear()
+                sent.clear()
             self.assertEqual(server.connections, 1)
 
         held = threading.Event()
-        with Server(lambda peer: (peer.send(begun(HELLO)), held.wait(5))) as server:
+        with Server(lambda peer: (peer.send(begun(HELLO)), held.wait(LONG))) as server:
             with client(server) as asker:  # nor is a connection whose body has not ended used again
                 self.assertText(ask(asker), 'Hello world')
                 self.assertText(ask(asker), 'Hello world')
@@ -2701,24 +3935,28 @@ class ConnectionTest(TestCase):
 
         for end in Peer.close, Peer.reset, say_goodbye:
             closed, script = ending(end)
-            with self.subTest(end.__name__), Server(script, stream_reply(HELLO)) as server, client(server) as asker:
+            with self.subTest(end.__name__), served(script, stream_reply(HELLO)) as (server, asker):
                 self.assertText(ask(asker), 'Hello world')
-                self.assertTrue(closed.wait(5))
+                self.assertTrue(closed.wait(LONG))
                 self.assertText(ask(asker), 'Hello world')
                 self.assertEqual((len(server.requests), server.connections), (2, 2))
-        # closed in the moment in which the next request is on its way
-        with Server(stream_reply(HELLO), cut(b''), stream_reply(HELLO)) as server, client(server) as asker:
+        # This one is closed in the moment in which the next request is on its way.
+        with served(stream_reply(HELLO), cut(b''), stream_reply(HELLO)) as (server, asker):
             self.assertText(ask(asker), 'Hello world')
             self.assertText(ask(asker), 'Hello world')
             self.assertEqual([request.connection for request in server.requests], [1, 1, 2])
-        # but who worked on it for a while may have done so to the end, and is not asked twice unless retries are wanted
+        # But who worked on it for a while may have done so to the end, and is not asked twice
+        # unless retries are wanted.
         now, late = time.monotonic, []
-        script = lambda peer: (late.append(2), peer.close())
-        with Server(stream_reply(HELLO), script, stream_reply(HELLO)) as server, client(server) as asker:
-            with mock.patch('time.monotonic', lambda: now() + sum(late)):
-                self.assertText(ask(asker), 'Hello world')
-                self.assertRaises(streamlite.APIConnectionError, ask, asker)
-            self.assertEqual(len(server.requests), 2)
+        for end, retries in (Peer.close, 0), (Peer.reset, 0), (Peer.close, 1):
+            script = lambda peer: (late.append(2), end(peer))
+            with served(stream_reply(HELLO), script, max_retries=retries) as (server, asker):
+                with mock.patch('time.monotonic', lambda: now() + sum(late)), no_waits():
+                    self.assertText(ask(asker), 'Hello world')
+                    with self.assertRaises(streamlite.APIConnectionError) as caught:
+                        ask(asker)
+                self.assertEqual((len(server.requests), caught.exception.attempts),
+                                 (2 + retries, 1 + retries))
 
     def test_nobody_gets_the_bytes_of_another_answer(self):
         other = stream_reply(sse(delta('mine', 'stop')))
@@ -2727,24 +3965,25 @@ class ConnectionTest(TestCase):
             'a second answer': stream_reply(HELLO) + evil,
             'a second answer after its length': stream_reply(HELLO, 'length') + evil,
             'half a body': stall(begun(HELLO)),
-            'a body of a longer length': stall(stream_reply(HELLO, 'length', {'Content-Length': len(HELLO) + 7})),
+            'a body of a longer length': stall(stream_reply(
+                HELLO, 'length', {'Content-Length': len(HELLO) + 7})),
         }
         for name, script in cases.items():
-            with self.subTest(name), Server(script, other) as server, client(server) as asker:
+            with self.subTest(name), served(script, other) as (server, asker):
                 self.assertText(ask(asker), 'Hello world')
                 self.assertText(ask(asker), 'mine')
                 self.assertEqual(server.connections, 2)
 
     def test_a_broken_or_abandoned_stream_spoils_no_other(self):
         other = stream_reply(sse(delta('mine', 'stop')))
-        with Server(cut(begun(HELLO_CUT)), other) as server, client(server) as asker:
+        with served(cut(begun(HELLO_CUT)), other) as (server, asker):
             self.assertBroken(asker, 'Hello ')
             self.assertText(ask(asker), 'mine')
-        with Server(stream_reply(HELLO), other) as server, client(server) as asker:
+        with served(stream_reply(HELLO), other) as (server, asker):
             with ask(asker) as stream:
                 next(iter(stream))
             self.assertText(ask(asker), 'mine')
-        with Server(stream_reply(HELLO), other) as server, client(server) as asker:
+        with served(stream_reply(HELLO), other) as (server, asker):
             stream = ask(asker)
             next(iter(stream))
             self.assertText(ask(asker), 'mine')  # while the first is still held
@@ -2759,30 +3998,32 @@ class ConnectionTest(TestCase):
                     self.assertText(ask(asker.with_options(base_url=two.url)), 'two')
 
     def test_how_many_idle_connections_are_kept_and_how_long_is_limited(self):
-        with Server() as server, client(server) as asker:
+        with served() as (server, asker):
             with mock.patch.object(streamlite, 'IDLE_SECONDS', 0):  # the module's own, made small
                 self.assertText(ask(asker), 'Hello world')
                 self.assertText(ask(asker), 'Hello world')
                 self.assertEqual(server.connections, 2)
         gone = threading.Semaphore(0)
-        with Server(lambda peer: (peer.send(stream_reply(HELLO)), peer.wait_closed() and gone.release())) as server:
+        with Server(lambda peer: (peer.send(stream_reply(HELLO)),
+                                  peer.wait_closed() and gone.release())) as server:
             with client(server) as asker, mock.patch.object(streamlite, 'MAX_IDLE', 2):
                 for stream in [ask(asker) for _ in range(4)]:
                     self.assertText(stream, 'Hello world')
-                self.assertTrue(gone.acquire(timeout=1) and gone.acquire(timeout=1))
+                self.assertTrue(gone.acquire(timeout=PROMPT) and gone.acquire(timeout=PROMPT))
                 self.assertFalse(gone.acquire(timeout=0.05))
 
     def test_the_connection_of_an_error_reply_is_used_again(self):
-        with Server(error_reply(400), error_reply(401), stream_reply(HELLO)) as server, client(server) as asker:
+        with served(error_reply(400), error_reply(401), stream_reply(HELLO)) as (server, asker):
             for _ in range(2):
                 with self.assertRaises(streamlite.APIStatusError):
                     ask(asker)
             self.assertText(ask(asker), 'Hello world')
             self.assertEqual(server.connections, 1)
 
-    @unittest.skipUnless(hasattr(os, 'fork') and sys.platform != 'darwin', 'no fork')
+    @unittest.skipUnless(hasattr(os, 'fork') and sys.platform != 'darwin',
+                         'this system has no fork')
     def test_a_forked_process_takes_a_connection_of_its_own(self):
-        with Server(stream_reply(HELLO)) as server, client(server) as asker:
+        with served(stream_reply(HELLO)) as (server, asker):
             self.assertText(ask(asker), 'Hello world')
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of forking beside threads, which the server has
@@ -2799,339 +4040,69 @@ class ConnectionTest(TestCase):
     def test_sixteen_threads_share_a_client(self):
         def script(peer):
             text = peer.request.json['messages'][0]['content']
-            peer.send(stream_reply(sse(*[delta(character) for character in text] + [delta(finish_reason='stop')])))
+            peer.send(stream_reply(sse(*[delta(character) for character in text] + [STOP])))
 
         def work(name):
             for number in range(4):
                 text = 'thread %d, question %d' % (name, number)
-                self.assertText(ask(asker, messages=[{'role': 'user', 'content': text}]), text)
+                self.assertText(ask(asker, messages=chat(text)), text)
 
-        with Server(script) as server, client(server) as asker:
+        with served(script) as (server, asker):
             at_once(*[lambda name=name: work(name) for name in range(16)])
             self.assertEqual(len(server.requests), 64)
             self.assertLessEqual(server.connections, 16)
 
+    def test_no_desynchronised_body_answers_another_request(self):
+        evil = stream_reply(sse(delta('not mine', 'stop')))
+        mine = stream_reply(sse(delta('mine', 'stop')))
+        length = b'Content-Length: %d\r\n' % len(HELLO)
+        start = STREAM_HEAD
+        plain = {
+            'two lengths': start + length + b'Content-Length: 5\r\n\r\n',
+            'two lengths in one': start + b'Content-Length: %d, 5\r\n\r\n' % len(HELLO),
+            'a length with a sign': start + b'Content-Length: +%d\r\n\r\n' % len(HELLO),
+            'a shorter length': start + b'Content-Length: %d\r\n\r\n' % (len(HELLO) - 9),
+            'length and chunks': start + length + b'Transfer-Encoding: chunked\r\n\r\n',
+            'no length': start + b'\r\n',
+            'HTTP/1.0': start.replace(b'1.1', b'1.0') + length + b'\r\n',
+            '204': start.replace(b'200', b'204') + length + b'\r\n',
+            '304': start.replace(b'200', b'304') + length + b'\r\n',
+        }
+        answers = {name: head + HELLO for name, head in plain.items()}
+        answers['chunks'] = stream_reply(HELLO)
+        answers['chunks, a trailer'] = CHUNKED_HEAD + chunked(HELLO)[:-2] + b'X: 1\r\n\r\n'
+        answers['chunks without an end'] = begun(HELLO)
 
-class EndingTest(TestCase):
+        def texts(answer):
+            found = []
+            with served(stall(answer + evil), mine, timeout=MEDIUM) as (_, asker):
+                for _ in range(2):
+                    try:
+                        found.append(text_of(ask(asker).collect()))
+                    except streamlite.OpenAIError as error:
+                        remember(error)
+            return found
 
-    def until_gone(self):
-        """A script that sends two events and then waits, and the event that tells that the client went away."""
-        gone = threading.Event()
-        return gone, lambda peer: (peer.send(begun(HELLO_CUT)), peer.wait_closed() and gone.set())
+        cases = [(name, between) for name in answers for between in (b'', b'\r\n', b'\0')]
+        found = at_once(*[lambda name=name, between=between: texts(answers[name] + between)
+                          for name, between in cases])
+        for case, said in zip(cases, found):
+            with self.subTest(case):
+                self.assertLessEqual(set(said), {'Hello world', 'mine'})
 
-    def test_the_server_is_told_at_once_that_nobody_listens(self):
-        def leave_with(stream):
-            with stream:
-                next(iter(stream))
+    def test_an_idle_connection_keeps_nothing_of_the_last_request(self):
+        content = chat('x' * (4 << 20))
+        with served(peer=Forgetful) as (server, asker):
+            self.assertText(ask(asker), 'Hello world')  # what is made once is made
+            tracemalloc.start()
+            self.addCleanup(tracemalloc.stop)
+            before = tracemalloc.get_traced_memory()[0]
+            self.assertText(ask(asker, messages=content), 'Hello world')
+            gc.collect()
+            self.assertLess(tracemalloc.get_traced_memory()[0] - before - sys.getsizeof(content),
+                            2 << 20)
+            self.assertEqual(server.connections, 1)
 
-        def close(stream):
-            next(iter(stream))
-            stream.close()
-            stream.close()
-            with self.assertRaises(streamlite.OpenAIError):  # an end without an error would look whole
-                list(stream)
-
-        def break_in_with(stream):
-            with stream:
-                for _ in stream.text():
-                    break
-
-        def raise_in_with(stream):
-            with self.assertRaises(ZeroDivisionError), stream:
-                for _ in stream:
-                    raise ZeroDivisionError
-
-        for leave in leave_with, close, break_in_with, raise_in_with:
-            gone, script = self.until_gone()
-            with self.subTest(leave.__name__), Server(script) as server, client(server) as asker:
-                leave(ask(asker))
-                self.assertTrue(gone.wait(1))
-        for used in None, iter, streamlite.Stream.text:
-            gone, script = self.until_gone()
-            with self.subTest('last reference', used=used), Server(script) as server, client(server) as asker:
-                stream = ask(asker)
-                items = used(stream) if used else None
-                if items:
-                    next(items)
-                del stream, items
-                self.assertTrue(gone.wait(1))
-
-    def test_the_end_of_a_client_closes_its_connections(self):
-        def leave(asker):
-            with asker:
-                self.assertText(ask(asker), 'Hello world')
-
-        def close(asker):
-            self.assertText(ask(asker), 'Hello world')
-            asker.close()
-
-        def lose(asker):
-            self.assertText(ask(asker), 'Hello world')
-
-        gone = threading.Semaphore(0)
-        for end in leave, close, lose:
-            with self.subTest(end.__name__), Server(
-                    lambda peer: (peer.send(stream_reply(HELLO)), peer.wait_closed() and gone.release())) as server:
-                end(client(server))
-                self.assertTrue(gone.acquire(timeout=1))
-
-    def test_a_stream_outlives_its_client(self):
-        with Server() as server:
-            self.assertText(ask(client(server)), 'Hello world')
-
-    def test_break_leaves_a_stream_that_is_held_resumable(self):
-        with Server(stream_reply(HELLO)) as server, client(server) as asker, ask(asker) as stream:
-            for _ in stream:
-                break
-            self.assertEqual(text_of(stream.completion), 'Hel')
-            self.assertEqual(next(stream.text()), 'lo ')
-            self.assertText(stream, 'Hello world')
-
-    def test_close_from_another_thread_ends_a_blocked_read(self):
-        gone, script = self.until_gone()
-        reading, ended = threading.Event(), []
-
-        def read():
-            try:
-                for _ in stream.text():
-                    reading.set()
-            except streamlite.OpenAIError as error:  # ended or failed, but by an error of ours
-                remember(error)
-            ended.append(time.monotonic())
-
-        with Server(script) as server, client(server) as asker:
-            stream = ask(asker)
-            thread = threading.Thread(target=read)
-            thread.start()
-            self.assertTrue(reading.wait(5))
-            self.assertFalse(gone.wait(0.05))  # by now it waits for the next event
-            start = time.monotonic()
-            stream.close()
-            thread.join(5)
-            self.assertTrue(gone.wait(1))
-            self.assertLess(ended[0] - start, 0.1 + 0.2)  # the second number is for a busy machine
-
-    def test_close_from_another_thread_ends_a_wait_between_attempts(self):
-        refused, ended = threading.Event(), []
-
-        def read():
-            try:
-                list(stream)
-            except streamlite.OpenAIError as error:
-                remember(error)
-            ended.append(time.monotonic())
-
-        answer = error_reply(503, {'Retry-After': '30'})
-        with Server(cut(CHUNKED_HEAD), lambda peer: (peer.send(answer), refused.set())) as server:
-            with client(server, max_retries=5) as asker:
-                stream = ask(asker)
-                thread = threading.Thread(target=read)
-                thread.start()
-                self.assertTrue(refused.wait(5))
-                self.assertFalse(threading.Event().wait(0.05))
-                start = time.monotonic()
-                stream.close()
-                thread.join(5)
-                self.assertLess(ended[0] - start, 0.1 + 0.2)
-
-    def test_times_and_the_head_of_the_answer_are_there(self):
-        with Server(stream_reply(HELLO, headers={'x-request-id': 'req_1'})) as server, client(server) as asker:
-            with ask(asker) as stream:
-                self.assertEqual((stream.response.status_code, stream.response.request_id), (200, 'req_1'))
-                self.assertEqual(stream.response.headers['content-type'], 'text/event-stream')
-                list(stream)
-            self.assertLess(0, stream.time_to_first_token)
-            self.assertLessEqual(stream.time_to_first_token, stream.elapsed)
-            self.assertLess(stream.elapsed, 5)
-
-    def test_a_request_and_the_end_of_a_stream_are_a_debug_line_each(self):
-        with Server(stream_reply(HELLO)) as server, client(server) as asker:
-            self.assertText(ask(asker), 'Hello world')
-        self.assertEqual(len(SAID), 2)
-        for said in SAID:
-            self.assertTrue(said.startswith('DEBUG'))
-            self.assertNotIn('Hello', said)
-            self.assertNotIn('hi', said.split())
-
-
-# ---- requests and addresses ----------------------------------------------------------------------
-
-class RequestTest(TestCase):
-
-    def test_the_head_of_a_request(self):
-        with Server() as server:
-            with client(server, organization='org', project='proj', default_headers={'X-Mine': '1'}) as asker:
-                ask(asker, extra_headers={'X-Yours': '2'}, temperature=0, extra_body={'top_k': 5}).collect()
-            request = server.requests[0]
-        self.assertEqual((request.method, request.path), ('POST', PATH))
-        self.assertEqual(request.json, {'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}], 'stream': True,
-                                        'temperature': 0, 'top_k': 5})
-        expected = {'host': '127.0.0.1:%d' % server.port, 'authorization': 'Bearer ' + KEY,
-                    'content-type': 'application/json', 'accept': 'text/event-stream, application/json',
-                    'accept-encoding': 'identity',
-                    'openai-organization': 'org', 'openai-project': 'proj', 'x-mine': '1', 'x-yours': '2'}
-        self.assertEqual({name: request.headers.get(name) for name in expected}, expected)
-        self.assertRegex(request.headers['user-agent'], r'^streamlite/[\d.]+ Python/3\.\d+')
-
-    def test_a_base_url_is_forgiven(self):
-        cases = {'/v1': PATH, '/v1/': PATH, '': '/chat/completions', '/': '/chat/completions',
-                 '/a/b/': '/a/b/chat/completions', '/v1/chat/completions': PATH, '/v1/chat/completions/': PATH,
-                 '/v1?api-version=1': PATH + '?api-version=1', '/v1/?api-version=1': PATH + '?api-version=1',
-                 '/v1/chat/completions?a=b%20c': PATH + '?a=b%20c'}
-        for given, path in cases.items():
-            with self.subTest(given), Server() as server:
-                with client(server, base_url='http://127.0.0.1:%d%s' % (server.port, given)) as asker:
-                    self.assertText(ask(asker), 'Hello world')
-                self.assertEqual(server.requests[0].path, path)
-
-    def test_queries_are_added_up(self):
-        with Server() as server, client(server, base_url=server.url + '?a=1', default_query={'b': '2 3'}) as asker:
-            self.assertText(ask(asker, extra_query={'c': '&'}), 'Hello world')
-            path, _, query = server.requests[0].path.partition('?')
-        self.assertEqual((path, sorted(query.split('&'))), (PATH, ['a=1', 'b=2+3', 'c=%26']))
-
-    def test_a_forgotten_v1_is_guessed(self):
-        for answer in error_reply(404, message='Not Found'), reply(200, {}, b'<html>welcome</html>'):
-            with self.subTest(answer), Server(answer) as server:
-                with client(server, base_url='http://127.0.0.1:%d' % server.port) as asker:
-                    self.assertSays(self.assertBroken(asker, '', streamlite.APIError), '/v1')
-
-    def test_environment_and_arguments(self):
-        with Server() as server:
-            os.environ.update(OPENAI_BASE_URL=server.url, OPENAI_API_KEY=KEY,
-                              OPENAI_ORG_ID='org', OPENAI_PROJECT_ID='proj')
-            with streamlite.OpenAI() as asker:
-                self.assertText(ask(asker), 'Hello world')
-            del os.environ['OPENAI_API_KEY']
-            with streamlite.OpenAI() as asker:  # a local server needs none
-                self.assertText(ask(asker), 'Hello world')
-            first, second = server.requests
-        names = 'authorization', 'openai-organization', 'openai-project'
-        self.assertEqual([first.headers.get(name) for name in names], ['Bearer ' + KEY, 'org', 'proj'])
-        self.assertNotIn(KEY, str(second.headers))
-
-    def test_models_are_listed(self):
-        models = {'object': 'list', 'data': [{'id': 'a', 'object': 'model'}, {'id': 'b', 'object': 'model'}]}
-        with Server(reply(200, {}, models)) as server, client(server) as asker:
-            self.assertEqual([model.id for model in asker.models.list()], ['a', 'b'])
-            self.assertEqual((server.requests[0].method, server.requests[0].path), ('GET', '/v1/models'))
-
-    def test_an_answer_that_comes_before_the_request_was_read(self):
-        def script(peer):
-            peer.send(error_reply(413, {'Connection': 'close'}, 'the prompt is too long'))
-            peer.close()
-
-        class Early(Peer):
-            def read_request(self):
-                self._fill(lambda: b'\r\n\r\n' in self._buffer)  # the head alone
-                return Request(self._buffer.partition(b'\r\n\r\n')[0], b'', self.number)
-
-        with Server(script, peer=Early) as server, client(server) as asker:
-            with self.assertRaises(streamlite.APIError) as caught:
-                ask(asker, messages=[{'role': 'user', 'content': 'x' * 20000000}])
-            if sys.platform.startswith('linux'):  # other systems may throw the answer away when the reset comes
-                self.assertSays(caught.exception, 413, 'too long')
-
-
-class BadInputTest(TestCase):
-    """Each is one clear error that names the input, before anything is sent."""
-
-    def assertRefused(self, options, request, *words):
-        with Server() as server:
-            with self.assertRaises((streamlite.OpenAIError, TypeError, ValueError)) as caught:
-                with client(server, **options) as asker:
-                    ask(asker, **request)
-            self.assertSays(caught.exception, *words)
-            self.assertNotIsInstance(caught.exception, UnicodeError)
-            self.assertEqual(server.requests, [])
-
-    def test_no_key_for_the_default_base_url(self):
-        with self.assertRaises(streamlite.OpenAIError) as caught:
-            streamlite.OpenAI()
-        self.assertSays(caught.exception, 'OPENAI_API_KEY', 'api_key')
-
-    def test_a_key_that_no_header_can_hold(self):
-        for form in '%s\n', '%s\r\nX-Evil: 1', 'a %s', '%s\u2026', '%s\xe9', '\u201c%s\u201d', '%s\0':
-            key = form % KEY
-            with self.subTest(ascii(form)):
-                self.assertRefused({'api_key': key}, {}, 'key')
-                self.assertRefused({'api_key': lambda key=key: key}, {}, 'key')
-
-    def test_a_header_that_would_be_two(self):
-        for value in PASSWORD + '\r\nX-Evil: 1', PASSWORD + '\n', PASSWORD + '\u20ac':
-            with self.subTest(ascii(value)):
-                self.assertRefused({'default_headers': {'X-Mine': value}}, {}, 'X-Mine')
-                self.assertRefused({}, {'extra_headers': {'X-Mine': value}}, 'X-Mine')
-        self.assertRefused({}, {'extra_headers': {'X-Mine: 1\r\nX-Evil': '1'}}, 'header')
-
-    def test_a_base_url_that_is_none(self):
-        for url, word in (('ftp://127.0.0.1/v1', 'ftp'), ('file:///etc/passwd', 'file'), ('127.0.0.1:8080/v1', 'http'),
-                          ('http://', 'base_url'), ('http://127.0.0.1:99999/v1', 'base_url'),
-                          ('http://127.0.0.1:x/v1', 'base_url')):
-            with self.subTest(url):
-                self.assertRefused({'base_url': url}, {}, word)
-
-    def test_a_base_url_cannot_add_a_header(self):
-        for end in '/a b', '\r\nX-Evil: 1', ' HTTP/1.1\r\nX-Evil: 1\r\n', '\n':
-            with self.subTest(end), Server() as server:
-                with contextlib.suppress(streamlite.OpenAIError, ValueError):
-                    with client(server, base_url=server.url + end) as asker:
-                        ask(asker).collect()
-                for request in server.requests:
-                    self.assertNotIn('x-evil', request.headers)
-
-    def test_credentials_in_a_url_are_not_shown(self):
-        with contextlib.closing(socket.socket()) as unused:
-            unused.bind(('127.0.0.1', 0))
-            port = unused.getsockname()[1]
-            url = 'http://user:%s@127.0.0.1:%d/v1?key=%s' % (PASSWORD, port, PASSWORD)
-            with self.assertRaises(streamlite.OpenAIError), client(None, base_url=url) as asker:
-                self.assertNotIn(MARK, repr(asker) + str(asker))
-                ask(asker)
-            for wrong in 'http://user:%s#1@127.0.0.1/v1', 'http://user:%s/1@127.0.0.1/v1', 'https:%s@127.0.0.1', '%s':
-                with self.subTest(wrong), self.assertRaises((streamlite.OpenAIError, ValueError)):
-                    with client(None, base_url=wrong % PASSWORD) as asker:
-                        ask(asker)
-
-    def test_messages_that_are_none(self):
-        for messages in 'hi', b'hi', {'role': 'user', 'content': 'hi'}, None, 5, ['hi'], [None]:
-            with self.subTest(messages):
-                self.assertRefused({}, {'messages': messages}, 'messages')
-        for value in object(), {1, 2}, b'bytes':
-            with self.subTest(value):
-                self.assertRefused({}, {'messages': [{'role': 'user', 'content': value}]})
-                self.assertRefused({}, {'temperature': value})
-
-    def test_what_is_required_and_what_is_not_offered(self):
-        with Server() as server, client(server) as asker:
-            for options in {'model': 'm'}, {'messages': []}:
-                with self.assertRaises(TypeError):
-                    asker.chat.completions.create(**options)
-            with self.assertRaises(TypeError) as caught:
-                client(server, http_client=object())
-            self.assertSays(caught.exception, 'http_client')
-            self.assertEqual(server.requests, [])
-
-    def test_a_dead_port_is_named(self):
-        with contextlib.closing(socket.socket()) as unused:
-            unused.bind(('127.0.0.1', 0))  # bound, but nobody listens
-            place = '127.0.0.1:%d' % unused.getsockname()[1]
-            with client(None, base_url='http://%s/v1' % place) as asker:
-                with self.assertRaises(streamlite.APIConnectionError) as caught:
-                    ask(asker)
-        self.assertSays(caught.exception, place)
-        self.assertEqual(caught.exception.attempts, 1)
-
-    def test_a_name_that_does_not_resolve_is_named(self):
-        error = socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
-        with mock.patch('socket.getaddrinfo', side_effect=error):
-            with client(None, base_url='https://no.example.test/v1') as asker:
-                with self.assertRaises(streamlite.APIConnectionError) as caught:
-                    ask(asker)
-        self.assertSays(caught.exception, 'no.example.test')
-
-
-# ---- trust ---------------------------------------------------------------------------------------
 
 class RedirectTest(TestCase):
 
@@ -3140,13 +4111,16 @@ class RedirectTest(TestCase):
             with self.subTest(status), Server() as server:
                 network = '//127.0.0.1:%d/network' % server.port
                 places = [server.url + '/absolute?a=b', '/rooted', 'beside', network, '/last']
-                server.script(*[reply(status, {'Location': place}) for place in places] + [stream_reply(HELLO)])
+                server.script(*[reply(status, {'Location': place}) for place in places]
+                              + [stream_reply(HELLO)])
                 with client(server, default_headers={'api-key': KEY}) as asker:
                     self.assertText(ask(asker), 'Hello world')
                 self.assertEqual([request.path for request in server.requests],
-                                 [PATH, '/v1/absolute?a=b', '/rooted', '/beside', '/network', '/last'])
+                                 [PATH, '/v1/absolute?a=b', '/rooted', '/beside', '/network',
+                                  '/last'])
                 for request in server.requests[1:]:
-                    self.assertEqual((request.method, request.body), ('POST', server.requests[0].body))
+                    self.assertEqual((request.method, request.body),
+                                     ('POST', server.requests[0].body))
                     self.assertEqual(request.headers['authorization'], 'Bearer ' + KEY)
                     self.assertEqual(request.headers['api-key'], KEY)
 
@@ -3162,7 +4136,8 @@ class RedirectTest(TestCase):
             for status in 301, 302, 303, 307, 308:
                 for place in 'http://127.0.0.1:%d/v1', 'http://localhost:%d/v1', '//127.0.0.1:%d/x':
                     place %= other.port
-                    with self.subTest(status, place=place), Server(reply(status, {'Location': place})) as server:
+                    with self.subTest(status, place=place), Server(
+                        reply(status, {'Location': place})) as server:
                         with client(server, default_headers=headers, max_retries=2) as asker:
                             error = self.assertBroken(asker, '', streamlite.APIStatusError)
                         self.assertSays(error, '%d' % other.port, status)
@@ -3176,7 +4151,8 @@ class RedirectTest(TestCase):
                  (307, 'http://[bad'), (307, 'http://127.0.0.1:x/')]
         for status, place in cases:
             with self.subTest(status, place=place):
-                result = outcome([reply(status, {} if place is None else {'Location': place})], max_retries=2)
+                result = outcome([reply(status, {} if place is None else {'Location': place})],
+                                 max_retries=2)
                 self.assertIsInstance(result.result, streamlite.APIStatusError)
                 self.assertSays(result.result, status, place or '')
                 self.assertEqual([request.method for request in result.requests], ['POST'])
@@ -3193,19 +4169,29 @@ class RedirectTest(TestCase):
             self.assertIsInstance(result.result, streamlite.APIStatusError)
             self.assertSays(result.result, 'https', 'base_url')
 
+    def test_no_location_leads_a_request_to_another_origin(self):
+        with Server() as other:
+            port = other.port
+            names = ['127.0.0.1:%d', 'localhost:%d', '127.0.0.1:%d/v1', 'user@127.0.0.1:%d',
+                     'user:pw@127.0.0.1:%d', '127.0.0.1:%d#', '127.0.0.1:%d?', '127.0.0.1:%d\\@x',
+                     '0x7f000001:%d', '2130706433:%d', '127.1:%d', '[::ffff:127.0.0.1]:%d']
+            places = [start + name % port for name in names for start in ('http://', '//')]
+            places += [start + '127.0.0.1:%d' % port for start in (
+                'https://', 'HTTP://', 'hTTp:////', 'http:///', '\\\\', '/\\', 'http:\\\\',
+                '\thttp://',
+                'ftp://', 'file://', 'javascript:', 'http:', '///', '////')]
+            self.assertGreaterEqual(len(places), 38)
+            place = None
+            script = lambda peer: peer.send(reply(status, {'Location': place}))
+            with served(script) as (server, asker):
+                for place in places:
+                    for status in 301, 302, 303, 307, 308:
+                        with self.subTest(status, place=place):
+                            self.assertRaises(streamlite.APIError, ask, asker)
+            self.assertEqual(other.requests, [])
 
-class LoopbackNames(TestCase):
-    """Every name and address resolves to 127.0.0.1, so that no packet leaves the machine."""
 
-    def setUp(self):
-        super().setUp()
-        resolve = socket.getaddrinfo
-        patch = mock.patch('socket.getaddrinfo', lambda host, *args, **kwargs: resolve('127.0.0.1', *args, **kwargs))
-        patch.start()
-        self.addCleanup(patch.stop)
-
-
-class KeyOverHttpTest(LoopbackNames):
+class KeyOverHttpTest(LoopbackTestCase):
 
     def test_a_key_over_plain_http_to_another_machine_is_warned_of_once(self):
         with Server() as server:
@@ -3213,33 +4199,28 @@ class KeyOverHttpTest(LoopbackNames):
                 with client(server, base_url='http://%s:%d/v1' % (host, server.port)) as asker:
                     self.assertText(ask(asker), 'Hello world')
             self.assertEqual([said for said in SAID if said.startswith('WARNING')], [])
-            with client(server, base_url='http://plain.example.test:%d/v1' % server.port, api_key=None) as asker:
+            with client(server, base_url='http://plain.example.test:%d/v1' % server.port,
+                        api_key=None) as asker:
                 self.assertText(ask(asker), 'Hello world')
             self.assertEqual([said for said in SAID if said.startswith('WARNING')], [])
             for _ in range(2):
-                with client(server, base_url='http://plain.example.test:%d/v1' % server.port) as asker:
+                with client(server,
+                            base_url='http://plain.example.test:%d/v1' % server.port) as asker:
                     self.assertText(ask(asker), 'Hello world')
                     self.assertText(ask(asker), 'Hello world')
         self.assertLogged('WARNING', 'plain.example.test')
 
 
-class ProxyTest(LoopbackNames):
+class ProxyTest(LoopbackTestCase):
 
-    def through(self, *scripts, **options):
+    def through(self, *scripts, base_url='http://api.example.test/v1', **options):
         """What comes of asking http://api.example.test through such a proxy."""
         with Server(*scripts) as proxy:
             url = 'http://user:%s@127.0.0.1:%d' % (PASSWORD, proxy.port)
             os.environ.update(http_proxy=url, https_proxy=url)
-            start = time.monotonic()
-            try:
-                with client(None, **dict({'base_url': 'http://api.example.test/v1'}, **options)) as asker:
-                    self.assertNotIn(MARK, repr(asker))
-                    with ask(asker) as stream:
-                        result = ''.join(stream.text())
-            except streamlite.OpenAIError as error:
-                remember(error)
-                result = error
-            return Outcome(result, time.monotonic() - start, proxy.requests, proxy.connections)
+            with client(None, base_url=base_url) as asker:
+                self.assertNotIn(MARK, repr(asker))
+            return outcome_of(proxy, base_url=base_url, **options)
 
     credentials = 'Basic ' + base64.b64encode(b'user:' + PASSWORD.encode()).decode()
 
@@ -3252,7 +4233,7 @@ class ProxyTest(LoopbackNames):
         self.assertEqual(request.headers['proxy-authorization'], self.credentials)
         self.assertEqual(request.headers['authorization'], 'Bearer ' + KEY)
 
-    @unittest.skipUnless(ssl, 'no ssl')
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
     def test_https_goes_through_connect(self):
         def connect(peer):
             peer.send(b'HTTP/1.1 200 Connection established\r\n\r\n')
@@ -3270,18 +4251,24 @@ class ProxyTest(LoopbackNames):
         self.assertNotIn('proxy-authorization', request.headers)
 
     def test_a_407_says_what_the_proxy_asks_for_and_what_helps(self):
-        for url in ['http://api.example.test/v1'] + (['https://api.example.test/v1'] if ssl else []):
-            with self.subTest(url):
-                answer = reply(407, {'Proxy-Authenticate': 'NTLM', 'Connection': 'close'}, b'<html>no</html>')
-                result = self.through(answer, base_url=url, max_retries=2)
-                self.assertIsInstance(result.result, streamlite.APIError)
-                self.assertSays(result.result, 407, 'NTLM', 'handlers')
-                self.assertEqual(len(result.requests), 1)
+        for scheme in ['http', 'https'] if ssl else ['http']:
+            for challenge in 'Negotiate', 'NTLM', 'Digest realm="x"', 'Basic realm="x"':
+                url = scheme + '://api.example.test/v1'
+                with self.subTest(url, challenge=challenge):
+                    answer = reply(407, {'Proxy-Authenticate': challenge, 'Connection': 'close'},
+                                   b'<html>no</html>')
+                    result = self.through(answer, base_url=url, max_retries=2)
+                    self.assertIsInstance(result.result, streamlite.APIError)
+                    self.assertSays(result.result, 407, challenge.split(' ')[0], 'cntlm')
+                    # They cannot answer a CONNECT's.
+                    self.assertEqual('handlers' in str(result.result), scheme == 'http')
+                    self.assertEqual(len(result.requests), 1)
 
-    @unittest.skipUnless(ssl, 'no ssl')
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
     def test_a_proxy_that_refuses_or_breaks_the_tunnel_is_named(self):
         page = b'<html><title>Gateway trouble</title></html>'
-        answers = reply(502, {'Connection': 'close'}, page), reply(403, {}, page), cut(b''), cut(b'garbage\r\n\r\n')
+        answers = reply(502, {'Connection': 'close'},
+                        page), reply(403, {}, page), cut(b''), cut(b'garbage\r\n\r\n')
         for answer in answers:
             with self.subTest(answer):
                 result = self.through(answer, base_url='https://api.example.test/v1')
@@ -3290,12 +4277,12 @@ class ProxyTest(LoopbackNames):
                 if isinstance(answer, bytes):
                     self.assertSays(result.result, answer[9:12].decode())
 
-    @unittest.skipUnless(ssl, 'no ssl')
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
     def test_a_proxys_answer_that_never_comes_is_a_timeout(self):
         for script in stall(), pace(b'X: 1\r\n', b'HTTP/1.1 200 OK\r\n'):
-            result = self.through(script, base_url='https://api.example.test/v1', timeout=0.1)
+            result = self.through(script, base_url='https://api.example.test/v1', timeout=SHORT)
             self.assertIsInstance(result.result, streamlite.APITimeoutError)
-            self.assertLess(result.seconds, 0.7)
+            self.assertLess(result.seconds, PROMPT)
 
     def test_no_proxy_holds_names_ports_and_networks(self):
         cases = [  # NO_PROXY, host, whether the host is reached without the proxy
@@ -3328,12 +4315,14 @@ class ProxyTest(LoopbackNames):
                     del proxy.requests[:], origin.requests[:]
                     with client(None, base_url='http://%s:%d/v1' % (host, origin.port)) as asker:
                         self.assertText(ask(asker), 'Hello world')
-                    self.assertEqual((len(proxy.requests), len(origin.requests)), (0, 1) if direct else (1, 0))
+                    self.assertEqual((len(proxy.requests), len(origin.requests)),
+                                     (0, 1) if direct else (1, 0))
 
     def test_a_proxy_of_another_kind_is_refused_by_name(self):
         for scheme in 'socks5', 'socks5h', 'socks4', 'https':
             with self.subTest(scheme), Server() as proxy:
-                os.environ['http_proxy'] = '%s://user:%s@127.0.0.1:%d' % (scheme, PASSWORD, proxy.port)
+                place = 'user:%s@127.0.0.1:%d' % (PASSWORD, proxy.port)
+                os.environ['http_proxy'] = scheme + '://' + place
                 with self.assertRaises((streamlite.OpenAIError, ValueError)) as caught:
                     with client(None, base_url='http://api.example.test/v1') as asker:
                         ask(asker)
@@ -3346,7 +4335,8 @@ class ProxyTest(LoopbackNames):
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         passwords.add_password(None, 'http://127.0.0.1', 'user', PASSWORD)
         passwords.add_password(None, 'http://api.example.test', 'user', PASSWORD)
-        challenge = {'Proxy-Authenticate': 'Digest realm="office", nonce="n1", qop="auth", algorithm=MD5'}
+        challenge = {
+            'Proxy-Authenticate': 'Digest realm="office", nonce="n1", qop="auth", algorithm=MD5'}
         with Server(reply(407, challenge), stream_reply(HELLO)) as proxy:
             os.environ['http_proxy'] = 'http://127.0.0.1:%d' % proxy.port
             handlers = [urllib.request.ProxyDigestAuthHandler(passwords)]
@@ -3354,10 +4344,12 @@ class ProxyTest(LoopbackNames):
                 self.assertText(ask(asker), 'Hello world')
         first, second = proxy.requests
         self.assertTrue(second.headers['proxy-authorization'].startswith('Digest username="user"'))
-        self.assertEqual((second.method, second.path, second.body), (first.method, first.path, first.body))
+        self.assertEqual((second.method, second.path, second.body),
+                         (first.method, first.path, first.body))
 
     def test_a_proxy_url_that_is_none_shows_no_password(self):
-        for wrong in ('http://user:%s#1@127.0.0.1:1', 'http://user:%s/1@127.0.0.1:1', 'http://user:%s@[127.0.0.1:1',
+        for wrong in ('http://user:%s#1@127.0.0.1:1', 'http://user:%s/1@127.0.0.1:1',
+                      'http://user:%s@[127.0.0.1:1',
                       '%s@', 'user:%s@127.0.0.1:x'):
             with self.subTest(wrong):
                 os.environ['http_proxy'] = wrong % PASSWORD
@@ -3366,219 +4358,43 @@ class ProxyTest(LoopbackNames):
                         ask(asker)
 
     def test_a_dead_proxy_is_named(self):
-        with contextlib.closing(socket.socket()) as unused:
-            unused.bind(('127.0.0.1', 0))
-            os.environ['http_proxy'] = 'http://user:%s@127.0.0.1:%d' % (PASSWORD, unused.getsockname()[1])
+        with dead_port() as port:
+            os.environ['http_proxy'] = 'http://user:%s@127.0.0.1:%d' % (PASSWORD, port)
             with client(None, base_url='http://api.example.test/v1') as asker:
                 error = self.assertBroken(asker, '')
-            self.assertSays(error, '127.0.0.1:%d' % unused.getsockname()[1], 'proxy')
+            self.assertSays(error, '127.0.0.1:%d' % port, 'proxy')
+
+    def test_a_variable_named_default_proxy_is_no_proxy(self):
+        for name in 'DEFAULT_PROXY', 'default_proxy':
+            with self.subTest(name), Server() as proxy, Server() as server:
+                os.environ[name] = 'http://127.0.0.1:%d' % proxy.port
+                url = 'http://api.example.test:%d/v1' % server.port
+                with client(None, base_url=url, api_key='') as asker:
+                    try:
+                        self.assertText(ask(asker), 'Hello world')
+                    except streamlite.OpenAIError as error:
+                        self.fail('it was asked through the proxy: %s' % error)
+                self.assertEqual((len(proxy.requests), len(server.requests)), (0, 1))
+            del os.environ[name]
 
 
-class SizeTest(TestCase):
-
-    # In another process, whose memory can be measured; it prints what each of the URLs comes to.
-    program = """if True:
-        import resource, sys, streamlite
-        for url in sys.argv[1:]:
-            client = streamlite.OpenAI(api_key='k', base_url=url, max_retries=0, timeout=10)
-            for stream in (True, False) if 'whole' in url else (True,):
-                partial = None
-                try:
-                    answer = client.chat.completions.create(model='m', messages=[], stream=stream)
-                    answer = answer.collect() if stream else answer
-                    what = 'OK %d' % len(answer.choices[0].message.content)
-                except streamlite.APIError as error:
-                    partial = error.partial
-                    what = type(error).__name__
-                text = partial.choices[0].message.content if partial is not None and partial.choices else ''
-                most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == 'darwin' else 1)
-                try:  # on Linux the above starts with what the parent had at the fork; this starts with the program
-                    with open('/proc/self/status') as status:
-                        most = next(int(line.split()[1]) for line in status if line.startswith('VmHWM'))
-                except (OSError, StopIteration):
-                    pass
-                print(what, text, '|', most // 1024, flush=True)
-    """
-
-    @unittest.skipIf(sys.platform == 'win32', 'no resource module')
-    def test_what_never_ends_is_an_error_and_no_burden(self):
-        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-        start = packer.compress(HELLO_CUT + b'data: ') + packer.flush(zlib.Z_FULL_FLUSH)
-        zeros = packer.compress(b'0' * (1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)  # may be repeated: it starts afresh
-        stream_head = head(200, {'Content-Type': 'text/event-stream'})
-        text = b'x' * 65536
-        cases = [  # script, text delivered before it
-            (flood(stream_head + HELLO_CUT + b'data: ', text, 1 << 28), 'Hello '),
-            (flood(stream_head + HELLO_CUT, b'data: x\n' * 8192, 1 << 28), 'Hello '),
-            (flood(head(200, {'Content-Encoding': 'gzip'}) + start, zeros * 16, 1 << 28), 'Hello '),
-            (flood(stream_head + HELLO_CUT + b'data: {"choices": [{"delta": {"content": "', text, 1 << 28), 'Hello '),
-            (flood(head(200, {'Content-Type': 'application/json'}) + b'{"choices": "', text, 1 << 28), ''),
-            (flood(b'HTTP/1.1 200 OK\r\n', b'X-Header: 1\r\n' * 1000, 1 << 28), ''),
-            (flood(b'HTTP/1.1 200 OK\r\nX: ', text, 1 << 28), ''),
-            (flood(b'HTTP/1.1 200 ', text, 1 << 28), ''),
-            (flood(begun(HELLO_CUT) + b'5;', text, 1 << 28), 'Hello '),
-            (flood(CHUNKED_HEAD + chunked(HELLO_CUT)[:-2], b'X: 1\r\n' * 1000, 1 << 28), 'Hello '),
-            (flood(b'', b'HTTP/1.1 100 Continue\r\n\r\n' * 1000, 1 << 28), ''),
-            (flood(head(413), text, 1 << 28), ''),
-        ]
-        big = 4 << 20
-        with contextlib.ExitStack() as stack:
-            servers = [stack.enter_context(Server(script)) for script, _ in cases]
-            servers.append(stack.enter_context(Server(stream_reply(sse(delta('x' * big, 'stop'))))))
-            with self.assertTakes(0, 8):  # none of them by its timeout, which is longer
-                done = run_python('-B', '-c', self.program, *[server.url for server in servers])
-        self.assertEqual(done.stderr, '')
-        lines = done.stdout.splitlines()
-        self.assertEqual(len(lines), len(servers), lines)
-        for number, (line, case) in enumerate(zip(lines, cases)):
-            with self.subTest(number):
-                self.assertRegex(line, '^API.*Error %s' % case[1])
-        self.assertTrue(lines[-1].startswith('OK %d' % big))  # a large event is no fault
-        self.assertLess(int(lines[-1].split('|')[1]), 100, lines)  # megabytes, the most that there ever were
-
-    def test_a_thousand_headers_are_our_error_or_no_error(self):
-        for answer in (stream_reply(HELLO, headers={'X-%d' % n: 'x' for n in range(1000)}),
-                       stream_reply(HELLO, headers={'X': 'x' * 100000})):
-            result = outcome([answer]).result
-            if result != 'Hello world':
-                self.assertIsInstance(result, streamlite.APIConnectionError)
-
-
-class SecretTest(TestCase):
-    """The end of every test looks for secrets in all that was said; these provoke what others do not."""
-
-    def test_the_search_finds_what_it_looks_for(self):
-        for secret in (lambda: remember(ValueError(KEY)), lambda: logging.getLogger('streamlite').info('%s', PASSWORD)):
-            secret()
-            with super().assertRaises(AssertionError):
-                self._check_left_over(set(threading.enumerate()), open_sockets())
-            del SAID[:]
-
-    def test_no_repr_and_no_attribute_of_an_error_shows_the_key(self):
-        with Server(stream_reply(HELLO), error_reply(401, AGAIN)) as server:
-            with client(server, default_headers={'api-key': PASSWORD}) as asker, ask(asker) as stream:
-                other = asker.with_options(timeout=1)
-                for thing in asker, asker.chat, asker.chat.completions, other, stream, stream.response:
-                    self.assertNotIn(MARK, repr(thing) + str(thing))
-                with self.assertRaises(streamlite.AuthenticationError) as caught:
-                    ask(asker)
-        error = caught.exception
-        for thing in error.request, error.response, error.body, error.__dict__, error.args, error.__reduce__():
-            self.assertNotIn(MARK, repr(thing))
-
-    def test_an_echoed_key_is_not_shown(self):
-        # servers repeat the key in part (OpenAI) or whole (vLLM's logs, small proxies)
-        answers = error_reply(401, message='Incorrect API key provided: %s.' % KEY), reply(401, {}, KEY.encode())
-        with Server(*answers) as server, client(server) as asker:
-            for _ in answers:
-                self.assertRaises(streamlite.AuthenticationError, ask, asker)
-
-    def test_a_key_is_not_shown_however_it_is_echoed(self):
-        key = 'sk-%s/+"key' % MARK
-        escaped = json.dumps(key).strip('"').replace('/', r'\/').replace('+', r'\u002b')
-        words = '{"error": {"message": "bad key %s", "param": "%s", "code": "%s", "%s": 1}}' % ((escaped,) * 4)
-        cases = {
-            'escaped': reply(401, {}, words.encode()),
-            'in the reason phrase': ('HTTP/1.1 401 bad key %s\r\nContent-Length: 0\r\n\r\n' % key).encode(),
-            'where the excerpt ends': error_reply(401, message='y' * 985 + key),
-            'as HTML': reply(401, {}, ('<title>bad key %s</title>' % key).encode()),
-            'in an event': stream_reply(HELLO_CUT + sse(words)),
-            'in what is no JSON, where the excerpt ends': stream_reply(sse('{' + 'y' * 185 + key)),
-            'as the status line': cut(b'HTTP/1.1 %s\r\n\r\n' % key.encode()),
-            'as the size of a chunk': cut(begun(HELLO_CUT) + key.encode() + b'\r\n'),
-            'in a finish_reason of error': stream_reply(sse(dict(delta(finish_reason='error'), error=key))),
-        }
-        for name, answer in cases.items():
-            for options in {'api_key': key}, {'api_key': '', 'default_query': {'key': key}}, {
-                    'api_key': '', 'default_headers': {'api-key': key}}:
-                with self.subTest(name, options=list(options)):
-                    error = outcome([answer], **options).result
-                    self.assertIsInstance(error, streamlite.APIError)
-                    self.assertNotIn('never-', repr([str(error), error.body, error.request]))  # nor a part of it
-
-    def test_the_dummy_keys_of_local_servers_blur_no_message(self):
-        result = outcome([error_reply(404, message='model ollama not found')], api_key='ollama')
-        self.assertSays(result.result, 'model ollama not found')
-
-
-# ---- the process ---------------------------------------------------------------------------------
-
-class ProcessTest(TestCase):
-
-    program = """if True:
-        import logging, sys, threading
-        import streamlite
-        url = sys.argv[1]
-        with streamlite.OpenAI(api_key='k', base_url=url, max_retries=1) as client:
-            for stream in (True, False):
-                try:
-                    answer = client.chat.completions.create(model='m', messages=[], stream=stream)
-                    print((answer.collect() if stream else answer).choices[0].message.content)
-                except streamlite.APIError as error:
-                    print(type(error).__name__)
-        print(threading.active_count())
-    """
-    scripts = error_reply(503, AGAIN), stream_reply(HELLO), error_reply(400)
-    printed = 'Hello world\nBadRequestError\n1\n'
-
-    def run_program(self, before, *options, **environment):
-        with Server(*self.scripts) as server:
-            done = run_python('-B', *options + ('-c', before + self.program, server.url), **environment)
-        self.assertEqual((done.stdout, done.stderr), (self.printed, ''))
-
-    @unittest.skipUnless(hasattr(sys, 'addaudithook'), 'Python 3.8 is the first with audit hooks')
-    def test_the_synchronous_path_writes_no_file_and_starts_nothing(self):
-        self.run_program("""if True:
-            import os, sys
-            def refuse(event, args):
-                if event == 'open':
-                    path, mode, flags = args
-                    writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(mode or '') & set('wax+')
-                    if writes and path != os.devnull:
-                        os.write(2, ('writes %r' % (path,)).encode())
-                elif event.split('.')[0] in ('subprocess', 'shutil', 'tempfile') or event in (
-                        'os.system', 'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.exec', 'os.spawn', 'os.mkdir',
-                        'os.remove', 'os.rename', 'os.truncate', '_thread.start_new_thread',
-                        '_thread.start_joinable_thread'):
-                    os.write(2, event.encode())
-            sys.addaudithook(refuse)\n""")
-
-    def test_it_works_without_ssl(self):
-        blocked = "import sys\nsys.modules['_ssl'] = None\n"
-        self.run_program(blocked)
-        done = run_python('-c', blocked + """if True:
-            import streamlite
-            try:
-                streamlite.OpenAI(api_key='k', base_url='https://127.0.0.1:1/v1').models.list()
-            except streamlite.OpenAIError as error:
-                print(error)
-        """)
-        self.assertEqual(done.stderr, '')
-        self.assertIn('ssl', done.stdout)
-
-    def test_it_works_isolated_and_in_an_ascii_locale(self):
-        path = "import sys\nsys.path.insert(0, %r)\n" % FOLDER
-        self.run_program(path, '-I', '-S', LANG='C', LC_ALL='C', PYTHONIOENCODING='')
-
-
-# ---- TLS -----------------------------------------------------------------------------------------
-
-# Made for these tests, for "localhost" and "api.example.test", until 2120; the key protects nothing.
+# Made for these tests, for "localhost" and "api.example.test", until 2120.
+# The key protects nothing.
 CERTIFICATE = """-----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgYtit2XBvM+imZJr2
 asOSAfvsuYijoqpbmKFXmQP/GAqhRANCAASFrsSscmX+TuQL74zWiOHx4+spADY5
 JktwwETfweeynBo7XIv1c8GewnRCX8mKs7JCoboBZCLejXzLlX5oJ2QJ
 -----END PRIVATE KEY-----
 -----BEGIN CERTIFICATE-----
-MIIBjjCCATSgAwIBAgIBATAKBggqhkjOPQQDAjAbMRkwFwYDVQQDDBBzdHJlYW1s
+MIIBkTCCATegAwIBAgIBATAKBggqhkjOPQQDAjAbMRkwFwYDVQQDDBBzdHJlYW1s
 aXRlIHRlc3RzMCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAbMRkw
 FwYDVQQDDBBzdHJlYW1saXRlIHRlc3RzMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcD
 QgAEha7ErHJl/k7kC++M1ojh8ePrKQA2OSZLcMBE38HnspwaO1yL9XPBnsJ0Ql/J
-irOyQqG6AWQi3o18y5V+aCdkCaNnMGUwJgYDVR0RBB8wHYIJbG9jYWxob3N0ghBh
-cGkuZXhhbXBsZS50ZXN0MAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeAMB0G
-A1UdDgQWBBTvwp2LRTJkXigmCfcUdTHuWPJG4DAKBggqhkjOPQQDAgNIADBFAiEA
-gRrNDRh1M98g49R5iG6+LPSZCzso7V2MNWDwbCyOCsgCIBHM0Itg/vfCwGmOpODQ
-6xoIzRCVn7KlxK55aQMyCpCo
+irOyQqG6AWQi3o18y5V+aCdkCaNqMGgwJgYDVR0RBB8wHYIJbG9jYWxob3N0ghBh
+cGkuZXhhbXBsZS50ZXN0MA8GA1UdEwEB/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgKE
+MB0GA1UdDgQWBBTvwp2LRTJkXigmCfcUdTHuWPJG4DAKBggqhkjOPQQDAgNIADBF
+AiEAlOLv8i3792g4lua9uF6N7APFz29u3kkN9aPgF7IgnMECIBSI/6ML8GPnAZX2
+xHeSCnOc2rQmm3SbfI/eWYdTTMfd
 -----END CERTIFICATE-----
 """
 
@@ -3587,8 +4403,7 @@ gRrNDRh1M98g49R5iG6+LPSZCzso7V2MNWDwbCyOCsgCIBHM0Itg/vfCwGmOpODQ
 def certificate_file():
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'certificate.pem')
-        with open(path, 'w') as file:
-            file.write(CERTIFICATE)
+        write_file(path, CERTIFICATE)
         yield path
 
 
@@ -3605,70 +4420,90 @@ def trusting_context():
     return context
 
 
-@unittest.skipUnless(ssl, 'no ssl')
+def close_while_it_is_read(test, stream, gone):
+    """Close a stream of HELLO_CUT while another thread waits for more of it."""
+    reading = threading.Event()
+
+    def read():
+        try:
+            for _ in stream.text():
+                reading.set()
+        except streamlite.OpenAIError as error:  # ended or failed, but by an error of ours
+            remember(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    test.assertTrue(reading.wait(LONG))
+    test.assertFalse(gone.wait(0.05))  # by now it waits for the next event
+    with test.assertPrompt():
+        stream.close()
+        thread.join(LONG)
+    test.assertTrue(gone.wait(PROMPT))
+
+
+@unittest.skipUnless(ssl, 'this Python has no ssl')
 class TLSTest(TestCase):
 
-    def serve(self, *scripts):
-        return Server(*scripts, tls=server_context())
-
-    def client(self, server, host='localhost', **options):
-        return client(server, base_url='https://%s:%d/v1' % (host, server.port), **options)
-
-    def trusting_client(self, server, **options):
-        return self.client(server, ssl_context=trusting_context(), **options)
+    def tls(self, *scripts, host='localhost', trusted=True, **options):
+        """A server that speaks TLS, and a client of it, both until the end of the test."""
+        server = self.serve(*scripts, tls=server_context())
+        if trusted:
+            options['ssl_context'] = trusting_context()
+        base_url = 'https://%s:%d/v1' % (host, server.port)
+        return server, self.enter(client(server, base_url=base_url, **options))
 
     def test_a_connection_is_kept_alive(self):
-        for answer in stream_reply(HELLO), stream_reply(HELLO, 'length'), CHUNKED_HEAD + chunked(HELLO, 30):
-            with self.serve(answer) as server, self.trusting_client(server) as asker:
-                for _ in range(20):
-                    self.assertText(ask(asker), 'Hello world')
-                self.assertEqual((len(server.requests), server.connections), (20, 1))
+        for answer in (stream_reply(HELLO), stream_reply(HELLO, 'length'),
+                       CHUNKED_HEAD + chunked(HELLO, 30)):
+            server, asker = self.tls(answer)
+            for _ in range(20):
+                self.assertText(ask(asker), 'Hello world')
+            self.assertEqual((len(server.requests), server.connections), (20, 1))
 
     def test_a_private_ca_comes_from_the_environment(self):
-        with certificate_file() as path, self.serve() as server:
+        with certificate_file() as path:
             for name in 'SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE':
-                with self.subTest(name), mock.patch.dict(os.environ, {name: path}), self.client(server) as asker:
-                    self.assertText(ask(asker), 'Hello world')
+                with self.subTest(name), mock.patch.dict(os.environ, {name: path}):
+                    self.assertText(ask(self.tls(trusted=False)[1]), 'Hello world')
             with mock.patch.dict(os.environ, SSL_CERT_FILE=path):
-                asker = self.client(server)
-            with asker:  # which keeps what it read
-                self.assertText(ask(asker), 'Hello world')
+                _, asker = self.tls(trusted=False)
+            # It keeps what it read.
+            self.assertText(ask(asker), 'Hello world')
             with mock.patch.dict(os.environ, SSL_CERT_FILE=path + '.missing'):
-                with self.assertRaises(streamlite.OpenAIError) as caught, self.client(server) as asker:
-                    ask(asker)
+                with self.assertRaises(streamlite.OpenAIError) as caught:
+                    ask(self.tls(trusted=False)[1])
                 self.assertSays(caught.exception, 'SSL_CERT_FILE', 'missing')
 
     def test_a_key_log_is_not_written(self):
         with tempfile.TemporaryDirectory() as folder:
             os.environ['SSLKEYLOGFILE'] = os.path.join(folder, 'keys')
-            with certificate_file() as path, self.serve() as server:
+            with certificate_file() as path:
                 os.environ['SSL_CERT_FILE'] = path
-                with self.client(server) as asker:
-                    self.assertText(ask(asker), 'Hello world')
+                self.assertText(ask(self.tls(trusted=False)[1]), 'Hello world')
             self.assertEqual(os.listdir(folder), [])
 
     def test_an_unknown_certificate_is_refused_with_a_remedy_before_any_byte_of_the_request(self):
-        with self.serve() as server, self.client(server, max_retries=2) as asker:
-            error = self.assertBroken(asker, '')
-            self.assertSays(error, 'localhost', 'certificate', 'SSL_CERT_FILE')
-            self.assertEqual((server.requests, server.connections, error.attempts), ([], 1, 1))
+        server, asker = self.tls(trusted=False, max_retries=2)
+        error = self.assertBroken(asker, '')
+        self.assertSays(error, 'localhost', 'certificate', 'SSL_CERT_FILE')
+        self.assertEqual((server.requests, server.connections, error.attempts), ([], 1, 1))
 
     def test_a_certificate_for_another_host_is_refused(self):
-        with self.serve() as server:
-            with self.trusting_client(server, host='127.0.0.1', max_retries=2) as asker:
-                error = self.assertBroken(asker, '')
-            self.assertSays(error, '127.0.0.1', 'certificate')
-            self.assertEqual((server.requests, server.connections, error.attempts), ([], 1, 1))
+        server, asker = self.tls(host='127.0.0.1', max_retries=2)
+        error = self.assertBroken(asker, '')
+        self.assertSays(error, '127.0.0.1', 'certificate')
+        self.assertEqual((server.requests, server.connections, error.attempts), ([], 1, 1))
 
     def test_a_stream_cut_without_close_notify_is_broken(self):
-        cases = {'close-delimited': cut(stream_reply(HELLO_CUT, 'close')),  # cut closes TCP and tells TLS nothing
+        # `cut` closes TCP and tells TLS nothing.
+        cases = {'close-delimited': cut(stream_reply(HELLO_CUT, 'close')),
                  'chunked': cut(begun(HELLO_CUT)),
                  'reset': reset(begun(HELLO_CUT))}
         for name, script in cases.items():
-            with self.subTest(name), self.serve(script) as server, self.trusting_client(server) as asker:
-                self.assertBroken(asker, 'Hello ')
-        with self.serve(cut(stream_reply(FINISHED, 'close'))) as server, self.trusting_client(server) as asker:
-            self.assertText(ask(asker), 'Hello world')
+            with self.subTest(name):
+                self.assertBroken(self.tls(script)[1], 'Hello ')
+        _, asker = self.tls(cut(stream_reply(FINISHED, 'close')))
+        self.assertText(ask(asker), 'Hello world')
 
     def test_an_idle_connection_that_the_server_closed_costs_nothing(self):
         closed = threading.Event()
@@ -3681,124 +4516,1509 @@ class TLSTest(TestCase):
             peer.close()
             closed.set()
 
-        with self.serve(script, stream_reply(HELLO)) as server, self.trusting_client(server) as asker:
-            self.assertText(ask(asker), 'Hello world')
-            self.assertTrue(closed.wait(5))
-            self.assertText(ask(asker), 'Hello world')
-            self.assertEqual((len(server.requests), server.connections), (2, 2))
+        server, asker = self.tls(script, stream_reply(HELLO))
+        self.assertText(ask(asker), 'Hello world')
+        self.assertTrue(closed.wait(LONG))
+        self.assertText(ask(asker), 'Hello world')
+        self.assertEqual((len(server.requests), server.connections), (2, 2))
 
     def test_time_holds_over_tls_too(self):
-        with self.serve(stall(begun(HELLO_CUT))) as server:
-            with self.trusting_client(server, timeout=0.2) as asker, self.assertTakes(0.2, 0.7):
-                self.assertBroken(asker, 'Hello ', streamlite.APITimeoutError)
+        _, asker = self.tls(stall(WAITING), timeout=MEDIUM)
+        with self.assertPrompt():
+            self.assertBroken(asker, 'Hello ', streamlite.APITimeoutError)
 
     def test_close_from_another_thread_ends_a_blocked_read(self):
-        gone = threading.Event()
-
-        def script(peer):
-            peer.send(begun(HELLO_CUT))
-            if peer.wait_closed():
-                gone.set()
-
-        with self.serve(script) as server, self.trusting_client(server) as asker:
-            stream = ask(asker)
-            reading = threading.Event()
-
-            def read():
-                with contextlib.suppress(streamlite.OpenAIError):
-                    for _ in stream:
-                        reading.set()
-
-            thread = threading.Thread(target=read)
-            thread.start()
-            self.assertTrue(reading.wait(5))
-            self.assertFalse(gone.wait(0.05))
-            with self.assertTakes(0, 0.1 + 0.2):
-                stream.close()
-                thread.join(5)
-            self.assertTrue(gone.wait(1))
+        script, gone = watched()
+        close_while_it_is_read(self, ask(self.tls(script)[1]), gone)
 
     def test_plain_http_where_tls_is_meant_and_the_reverse(self):
-        with self.serve() as server, client(server, base_url='http://localhost:%d/v1' % server.port) as asker:
-            self.assertBroken(asker, '')
+        server, asker = self.tls()
+        with asker.with_options(base_url='http://localhost:%d/v1' % server.port) as plain:
+            self.assertBroken(plain, '')
+        # What servers with a TLS port say to plain http, nginx first.
+        for words in (b'<html><title>400 The plain HTTP request was sent to HTTPS port</title>',
+                      b'Client sent an HTTP request to an HTTPS server.\n'):
+            error = outcome([reply(400, {'Connection': 'close'}, words)]).result
+            self.assertSays(error, 'write https:// in base_url')
 
         class Resetting(Peer):
             def read_request(self):
                 self.reset()
 
-        with Server(peer=Resetting) as server, self.client(server) as asker:
-            self.assertBroken(asker, '')
+        def https(server):
+            return asker.with_options(base_url='https://localhost:%d/v1' % server.port)
+
+        with Server(peer=Resetting) as server:
+            self.assertBroken(https(server), '')
 
         class Plain(Peer):
             def read_request(self):
                 return Request(b'PLAIN /\r\n', self.socket.recv(65536), self.number)
 
         with Server(cut(reply(400, {'Connection': 'close'}, b'what?')), peer=Plain) as server:
-            with self.client(server) as asker:
-                self.assertSays(self.assertBroken(asker, ''), 'localhost', 'http')
+            self.assertSays(self.assertBroken(https(server), ''), 'localhost',
+                            'write http:// in base_url')
+
+    def test_the_remedy_for_a_certificate_is_that_of_its_cause(self):
+        for reason, remedy in (
+                ('certificate has expired', 'clock'), ('certificate is not yet valid', 'clock'),
+                ("Hostname mismatch, certificate is not valid for '127.0.0.1'.", 'base_url'),
+                ("hostname '127.0.0.1' doesn't match 'localhost'", 'base_url'),
+                ("IP address mismatch, certificate is not valid for '127.0.0.1'.", 'base_url'),
+                ('Missing Authority Key Identifier', 'VERIFY_X509_STRICT'),
+                ('Basic Constraints of CA cert not marked critical', 'VERIFY_X509_STRICT'),
+                ('unable to get local issuer certificate', 'SSL_CERT_FILE'),
+                ('self signed certificate in certificate chain', 'SSL_CERT_FILE')):
+            told = ssl.SSLCertVerificationError if hasattr(
+                ssl, 'SSLCertVerificationError') else ssl.CertificateError
+            fault = told('[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: %s' % reason)
+            with self.subTest(reason), mock.patch.object(
+                    ssl.SSLSocket, 'do_handshake', side_effect=fault):
+                error = self.assertBroken(self.tls()[1], '')
+                self.assertSays(error, 'localhost', reason, remedy)
+                others = {'clock', 'base_url', 'VERIFY_X509_STRICT', 'SSL_CERT_FILE'} - {remedy}
+                for other in others:
+                    self.assertNotIn(other, str(error))
 
 
-# ==================================================================================================
-# Asynchronous clients, relay, demo server, command line, README
-# ==================================================================================================
+# --------------------------------------------------------------------------------------------------
+# Retries: what is tried again, when, and how often
+# --------------------------------------------------------------------------------------------------
 
-WAITING = CHUNKED_HEAD + chunked(HELLO_CUT, last=False)  # a stream that says "Hello " and then nothing more
-AT_ONCE = {'retry-after-ms': '1'}  # a server that wants the next attempt at once keeps the tests short
+class RetryTest(TestCase):
+
+    def test_what_may_be_cured_is_asked_again_with_the_same_bytes(self):
+        for status in 408, 409, 429, 500, 502, 503, 504, 529:
+            answer = error_reply(
+                status, dict(AGAIN, **({'Content-Encoding': 'br'} if status == 503 else {})))
+            with self.subTest(status), Server(answer, answer, stream_reply(HELLO)) as server:
+                with client(server, max_retries=2) as asker:
+                    self.assertText(ask(asker), 'Hello world')
+                first, second, third = server.requests
+                self.assertEqual(first.body, second.body)
+                self.assertEqual(first.body, third.body)
+                self.assertEqual(first.json['messages'], [{'role': 'user', 'content': 'hi'}])
+                self.assertEqual(first.headers, third.headers)
+
+    def test_what_would_come_again_is_not(self):
+        for answer in [error_reply(status, AGAIN)
+                       for status in (400, 401, 402, 403, 404, 418, 422)] + [
+                error_reply(429, AGAIN, code='insufficient_quota'),
+                error_reply(429, AGAIN, type='insufficient_quota'),
+                error_reply(503, dict(AGAIN, **{'x-should-retry': 'false'}))]:
+            with self.subTest(answer), served(answer, max_retries=2) as (server, asker):
+                with self.assertRaises(streamlite.APIStatusError) as caught:
+                    ask(asker)
+                self.assertEqual(len(server.requests), 1)
+                self.assertEqual(caught.exception.attempts, 1)
+
+    def test_x_should_retry_says_so_for_any_status(self):
+        answer = error_reply(400, dict(AGAIN, **{'x-should-retry': 'true'}))
+        self.assertEqual(outcome([answer, stream_reply(HELLO)], max_retries=2).result,
+                         'Hello world')
+
+    def test_the_server_says_when(self):
+        cases = {  # least and most seconds of the wait, as the log tells them
+            ('retry-after-ms', '30'): (0.03, 0.03),
+            ('Retry-After', '0.03'): (0.03, 0.03),
+            ('Retry-After', 'Fri, 31 Dec 1999 23:59:59 GMT'): (0, 0.5),
+            ('retry-after-ms', 'nan'): (0.375, 0.5),
+        }
+        # Where the server says nothing of use, it is half a second less up to a quarter.
+        for value in ('', 'nan', '-5', 'soon', '\xb2', 'Fri, 99 Foo 2026 99:99:99 GMT'):
+            cases[('Retry-After', value)] = (0.375, 0.5)
+        # What is no time, or more than anybody waits for, may as well be refused at once.
+        beyond = [('Retry-After', value) for value in ('inf', '1e400', '9' * 5000)]
+        scripts = {header: [error_reply(429, dict([header]), 'case %d.' % number),
+                            stream_reply(HELLO)]
+                   for number, header in enumerate(list(cases) + beyond)}
+        for number, (header, result) in enumerate(outcomes(scripts, max_retries=1)):
+            with self.subTest(header[0], value=header[1][:40]):
+                self.assertLess(result.seconds, PROMPT)
+                if header in beyond:
+                    self.assertIn(len(result.requests), (1, 2))
+                    continue
+                self.assertEqual(result.result, 'Hello world')
+                logged, = [said for said in SAID if 'case %d.' % number in said]
+                least, most = cases[header]
+                seconds = float(re.search(r'in ([\d.]+) s', logged).group(1))
+                self.assertTrue(least - 0.01 <= seconds <= most + 0.01, logged)
+
+    def test_a_wait_of_more_than_two_minutes_is_left_to_the_caller(self):
+        date = email.utils.formatdate(time.time() + 300, usegmt=True)
+        for name, value in (('Retry-After', '121'), ('Retry-After', date),
+                            ('retry-after-ms', '999999')):
+            with self.subTest(name, value=value):
+                result = outcome([error_reply(429, {name: value}), stream_reply(HELLO)],
+                                 max_retries=2)
+                self.assertIsInstance(result.result, streamlite.RateLimitError)
+                self.assertLess(result.seconds, PROMPT)
+                self.assertGreater(result.result.retry_after, 120)
+
+    def test_an_error_tells_how_often_and_how_long_was_tried(self):
+        with served(error_reply(503, {'retry-after-ms': '20'}), max_retries=2) as (server, asker):
+            with self.assertRaises(streamlite.InternalServerError) as caught:
+                ask(asker)
+            error = caught.exception
+            self.assertEqual(len(server.requests), 3)
+            self.assertEqual(error.attempts, 3)
+            self.assertTrue(0 < error.elapsed < PROMPT, error.elapsed)
+            self.assertAlmostEqual(error.retry_after, 0.02)
+            self.assertIsNone(error.partial)
+            self.assertEqual(len(set(request.connection for request in server.requests)), 1)
+            with self.assertRaises(streamlite.InternalServerError) as caught:
+                ask(asker.with_options(max_retries=0))
+            self.assertEqual(caught.exception.attempts, 1)
+
+    def test_a_server_may_be_away_for_as_long_as_is_wanted(self):
+        with dead_port() as port, no_waits():
+            with client(None, base_url='http://127.0.0.1:%d' % port, max_retries=1100) as asker:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    ask(asker)
+        self.assertEqual(caught.exception.attempts, 1101)
+
+    def test_each_retry_is_logged_with_its_cause(self):
+        with Server(error_reply(503, AGAIN), error_reply(429, AGAIN),
+                    stream_reply(HELLO)) as server:
+            with client(server, max_retries=2) as asker:
+                self.assertText(ask(asker), 'Hello world')
+        self.assertLogged('INFO', ' 503 ')  # with spaces: a port may hold these digits
+        self.assertLogged('INFO', ' 429 ')
+        self.assertEqual(len([said for said in SAID if said.startswith('INFO')]), 2)
+
+    def test_a_loss_before_the_first_chunk_is_invisible(self):
+        cases = {
+            'no answer': cut(b''),
+            'a reset for an answer': reset(b''),
+            'half a head': cut(b'HTTP/1.1 200 OK\r\nConte'),
+            'the end after the head': cut(CHUNKED_HEAD),
+            'a reset after the head': reset(CHUNKED_HEAD),
+            'half an event': cut(begun(HEL[:20])),
+            'an error event of the right number': stream_reply(
+                sse({'error': {'message': 'busy', 'code': 503}})),
+        }
+        silent = {'silence': stall(), 'silence after the head': stall(CHUNKED_HEAD)}
+        with no_waits():
+            results = list(outcomes({name: [script, stream_reply(HELLO)]
+                                     for name, script in cases.items()}, max_retries=1))
+            results += outcomes({name: [script, stream_reply(HELLO)]
+                                 for name, script in silent.items()}, max_retries=1, timeout=MEDIUM)
+        for name, result in results:
+            with self.subTest(name):
+                self.assertEqual(result.result, 'Hello world')
+                self.assertEqual(len(result.requests), 2)
+                self.assertEqual(result.requests[0].body, result.requests[1].body)
+
+    def test_after_the_first_chunk_nothing_is_repeated_behind_the_callers_back(self):
+        start = begun(HELLO_CUT)
+        busy = sse({'error': {'message': 'busy', 'code': 503}})
+        for script in (cut(start), reset(start), cut(CHUNKED_HEAD + chunked(HELLO_CUT + busy))):
+            with served(script, stream_reply(HELLO), max_retries=2) as (server, asker):
+                error = self.assertBroken(asker, 'Hello ', streamlite.APIError)
+                self.assertEqual(len(server.requests), 1)
+                self.assertEqual(error.attempts, 1)
+
+    def test_collect_may_start_over_from_the_middle(self):
+        lost, half_lost = cut(WAITING), cut(begun(HEL))
+        for name, scripts, retries, started, expected in (
+                ('whole at last', [lost, stream_reply(HELLO)], 1, 2, 'Hello world'),
+                ('the longest of both', [lost, half_lost], 1, 2, streamlite.APIConnectionError),
+                ('no retries', [lost], 0, 1, streamlite.APIConnectionError)):
+            with self.subTest(name), served(*scripts, max_retries=retries) as (server, asker):
+                with no_waits():
+                    if isinstance(expected, str):
+                        self.assertText(ask(asker).collect(), expected)
+                    else:
+                        with self.assertRaises(expected) as caught:
+                            ask(asker).collect()
+                        self.assertEqual(text_of(caught.exception.partial), 'Hello ')
+                        self.assertEqual(caught.exception.attempts, started)
+                self.assertEqual(len(server.requests), started)
+        self.assertEqual(len([said for said in SAID if said.startswith('INFO')]), 2)
+
+    def test_collect_starts_nothing_over_that_was_seen(self):
+        with served(cut(WAITING), stream_reply(HELLO), max_retries=2) as (server, asker):
+            stream = ask(asker)
+            next(iter(stream))
+            with self.assertRaises(streamlite.APIConnectionError) as caught:
+                stream.collect()
+            self.assertEqual(text_of(caught.exception.partial), 'Hello ')
+            self.assertEqual(len(server.requests), 1)
+
+    def test_a_whole_reply_that_was_cut_or_refused_is_asked_for_again(self):
+        whole = reply(200, {}, WHOLE)
+        for name, script in ('cut', cut(whole[:-9])), ('refused', error_reply(503, AGAIN)):
+            with self.subTest(name), served(script, whole, max_retries=1) as (server, asker):
+                with no_waits():
+                    self.assertText(ask(asker, stream=False), 'Hello world')
+                self.assertEqual(len(server.requests), 2)
+        with served(cut(whole[:-9])) as (_, asker):
+            self.assertRaises(streamlite.APIConnectionError, ask, asker, stream=False)
+
+    def test_a_callable_key_is_asked_at_every_attempt(self):
+        keys = iter([KEY + '1', KEY + '2'])
+        with Server(error_reply(503, AGAIN), stream_reply(HELLO)) as server:
+            with client(server, max_retries=1, api_key=lambda: next(keys)) as asker:
+                self.assertText(ask(asker), 'Hello world')
+            self.assertEqual([request.headers['authorization'][-1] for request in server.requests],
+                             ['1', '2'])
 
 
-# ---- asynchronous clients ------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Streams: reading one, leaving it, and handing it on to a browser
+# --------------------------------------------------------------------------------------------------
 
-def async_client(server, **options):
-    """`client`, asynchronous."""
-    options = dict({'api_key': KEY, 'base_url': server.url, 'max_retries': 0, 'timeout': 5}, **options)
-    return streamlite.AsyncOpenAI(**options)
+class StreamTest(TestCase):
 
+    def test_the_server_is_told_at_once_that_nobody_listens(self):
+        def leave_with(stream):
+            with stream:
+                next(iter(stream))
 
-async def gather_text(stream):
-    """The text of a stream that is iterated to its end."""
-    texts = []
-    async for chunk in stream:
-        texts.append(chunk.choices[0].delta.content or '' if chunk.choices else '')
-    return ''.join(texts)
+        def close(stream):
+            next(iter(stream))
+            stream.close()
+            stream.close()
+            # An end without an error would look whole.
+            with self.assertRaises(streamlite.OpenAIError):
+                list(stream)
 
+        def break_in_with(stream):
+            with stream:
+                for _ in stream.text():
+                    break
 
-class AsyncTestCase(TestCase):
-    """Runs coroutines in the debug mode of asyncio; fails for a word of complaint from it, or from a destructor."""
+        def raise_in_with(stream):
+            with self.assertRaises(ZeroDivisionError), stream:
+                for _ in stream:
+                    raise ZeroDivisionError
 
-    def setUp(self):
-        super().setUp()
-        complaints = logging.Handler()
-        complaints.emit = lambda record: self.complaints.append(record.getMessage())
-        self.complaints = []
-        logging.getLogger('asyncio').addHandler(complaints)
-        self.addCleanup(logging.getLogger('asyncio').removeHandler, complaints)
+        for leave in leave_with, close, break_in_with, raise_in_with:
+            script, gone = watched()
+            with self.subTest(leave.__name__), served(script) as (server, asker):
+                leave(ask(asker))
+                self.assertTrue(gone.wait(PROMPT))
+        for used in None, iter, streamlite.Stream.text:
+            script, gone = watched()
+            with self.subTest('last reference', used=used), served(script) as (server, asker):
+                stream = ask(asker)
+                items = used(stream) if used else None
+                if items:
+                    next(items)
+                del stream, items
+                self.assertTrue(gone.wait(PROMPT))
 
-    def run_async(self, coroutine):
-        loop = asyncio.new_event_loop()
-        loop.set_debug(True)
-        loop.slow_callback_duration = 2  # a busy machine is no fault
-        asyncio.set_event_loop(loop)
-        try:
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter('always')
-                result = loop.run_until_complete(asyncio.wait_for(coroutine, 15))
-                loop.run_until_complete(loop.shutdown_asyncgens())
+    def test_the_end_of_a_client_closes_its_connections(self):
+        def leave(asker):
+            with asker:
+                self.assertText(ask(asker), 'Hello world')
+
+        def close(asker):
+            self.assertText(ask(asker), 'Hello world')
+            asker.close()
+
+        def lose(asker):
+            self.assertText(ask(asker), 'Hello world')
+
+        def lose_in_a_cycle(asker):  # as the global of a program whose functions use it
+            self.assertText(ask(asker), 'Hello world')
+            names = {'asker': asker}
+            exec('def use(): return asker', names)
+
+        for end in leave, close, lose, lose_in_a_cycle:
+            script, gone = watched(stream_reply(HELLO))
+            with self.subTest(end.__name__), Server(script) as server:
+                end(client(server))
                 gc.collect()
-                loop.run_until_complete(asyncio.sleep(0))
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
-        self.assertEqual(self.complaints + [str(warning.message) for warning in warned], [])
-        return result
+                self.assertTrue(gone.wait(PROMPT))
 
-    async def happened(self, event):
-        """Whether a threading.Event is set within half a second, without holding up the loop."""
-        for _ in range(50):
-            if event.is_set():
-                return True
-            await asyncio.sleep(0.01)
-        return False
+    def test_a_stream_outlives_its_client(self):
+        with Server() as server:
+            self.assertText(ask(client(server)), 'Hello world')
 
+    def test_break_leaves_a_stream_that_is_held_resumable(self):
+        with served(stream_reply(HELLO)) as (server, asker), ask(asker) as stream:
+            for _ in stream:
+                break
+            self.assertEqual(text_of(stream.completion), 'Hel')
+            self.assertEqual(next(stream.text()), 'lo ')
+            self.assertText(stream, 'Hello world')
+
+    def test_close_from_another_thread_ends_a_blocked_read(self):
+        script, gone = watched()
+        with served(script) as (_, asker):
+            close_while_it_is_read(self, ask(asker), gone)
+
+    def test_close_from_another_thread_ends_a_wait_between_attempts(self):
+        refused, ended = threading.Event(), []
+
+        def read():
+            try:
+                list(stream)
+            except streamlite.OpenAIError as error:
+                remember(error)
+                ended.append(error)
+
+        answer = error_reply(503, {'Retry-After': str(LONG)})
+        scripts = cut(CHUNKED_HEAD), lambda peer: (peer.send(answer), refused.set())
+        with no_waits(), served(*scripts, max_retries=5) as (_, asker):
+            stream = ask(asker)
+            thread = threading.Thread(target=read)
+            thread.start()
+            self.assertTrue(refused.wait(LONG))
+            self.assertFalse(threading.Event().wait(0.05))  # by now it waits
+            with self.assertPrompt():
+                stream.close()
+                thread.join(LONG)
+            self.assertEqual(len(ended), 1)
+
+    def test_times_and_the_head_of_the_answer_are_there(self):
+        with served(stream_reply(HELLO, headers={'x-request-id': 'req_1'})) as (server, asker):
+            with ask(asker) as stream:
+                self.assertEqual((stream.response.status_code, stream.response.request_id),
+                                 (200, 'req_1'))
+                self.assertEqual(stream.response.headers['content-type'], 'text/event-stream')
+                list(stream)
+            # A clock may stand still for 15.6 ms.
+            self.assertTrue(0 <= stream.time_to_first_token <= stream.elapsed < PROMPT)
+
+    def test_a_request_and_the_end_of_a_stream_are_a_debug_line_each(self):
+        with served(stream_reply(HELLO)) as (server, asker):
+            self.assertText(ask(asker), 'Hello world')
+        self.assertEqual(len(SAID), 2)
+        for said in SAID:
+            self.assertTrue(said.startswith('DEBUG'))
+            self.assertNotIn('Hello', said)
+            self.assertNotIn('hi', said.split())
+
+    def check_interrupted(self, use):
+        """Interrupt `use` of a stream at each call in the module: then there is an error or all."""
+        answer = stream_reply(sse(*[delta(text) for text in ('one ', 'two ', 'three')]
+                                  + [delta(finish_reason='stop')]))
+        errors = 0
+        with served(answer, timeout=1) as (server, asker):
+            for number in range(1, 2000):
+                stream, texts = ask(asker), []
+                try:
+                    with interrupted(number) as calls:
+                        use(stream, texts)
+                except Interrupt:
+                    pass
+                if calls[0] < number:
+                    stream.close()
+                    break  # it came to its end before
+                with self.subTest(number):
+                    try:
+                        use(stream, texts)
+                    except streamlite.OpenAIError as error:
+                        remember(error)
+                        errors += 1
+                        self.assertIsInstance(error.partial, streamlite.ChatCompletion)
+                        self.assertTrue('one two three'.startswith(text_of(error.partial)))
+                    else:
+                        self.assertEqual(''.join(texts), 'one two three')
+                        self.assertEqual(text_of(stream.completion), 'one two three')
+                    stream.close()
+            gc.collect()
+            self.assertGreater(errors, 3, 'most interrupts come while bytes are at work')
+
+    def test_an_interrupt_while_bytes_are_processed_never_leaves_a_hole(self):
+        def iterate(stream, texts):
+            while True:
+                try:
+                    chunk = next(stream)
+                except StopIteration:
+                    return
+                texts.append(chunk.choices[0].delta.content or '')
+
+        self.check_interrupted(iterate)
+
+    def test_an_interrupt_in_collect_never_leaves_a_hole(self):
+        def collect(stream, texts):
+            completion = stream.collect()
+            texts[:] = [text_of(completion)]
+
+        self.check_interrupted(collect)
+
+    @unittest.skipUnless(hasattr(signal, 'setitimer'), 'no SIGALRM')
+    def test_a_signal_while_bytes_are_processed_never_leaves_a_hole(self):
+        def interrupt(number, frame):
+            raise Interrupt
+
+        count, hit = 4000, 0
+        whole = ''.join('%d ' % number for number in range(count))
+        events = [delta('%d ' % number) for number in range(count)]
+        body = sse(*events + [delta(finish_reason='stop')])
+        before = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        with served(stream_reply(body)) as (server, asker):
+            for turn in range(12):
+                with ask(asker) as stream:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0028 * turn)
+                        collections.deque(stream, maxlen=0)
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    except Interrupt:
+                        hit += 1
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    try:
+                        completion = stream.collect()
+                    except streamlite.OpenAIError as error:
+                        self.assertTrue(whole.startswith(text_of(error.partial)))
+                    else:
+                        self.assertEqual(len(text_of(completion)), len(whole), 'after %d' % turn)
+        self.assertGreater(hit, 3)
+
+    def test_an_interrupt_inside_create_leaves_nothing_and_the_client_works(self):
+        with served(stream_reply(HELLO)) as (server, asker):
+            for number in range(1, 2000, 3):
+                try:
+                    with interrupted(number) as calls:
+                        stream = ask(asker)
+                except Interrupt:
+                    pass
+                if calls[0] < number:
+                    stream.close()
+                    break
+                with self.subTest(number):
+                    self.assertText(ask(asker), 'Hello world')
+        gc.collect()
+
+    def test_two_threads_that_read_one_stream_share_its_chunks(self):
+        count, chance = 100, random.Random(3)
+
+        def script(peer):
+            peer.send(CHUNKED_HEAD)
+            for number in range(count):
+                peer.send(chunked(sse(delta('%d ' % number), done=False), last=False))
+                peer.wait_closed(0.0005)  # so that there is one at a time
+            peer.send(chunked(sse(delta(finish_reason='stop'))))
+
+        def read():
+            def profile(frame, event, argument):
+                if event == 'call' and frame.f_code.co_filename == MODULE and chance.random() < 0.3:
+                    time.sleep(0)  # lets another thread come between any two calls
+
+            sys.setprofile(profile)
+            try:
+                return list(stream.text())
+            finally:
+                sys.setprofile(None)
+
+        with served(script) as (server, asker):
+            stream = ask(asker)
+            texts = at_once(read, read, read)
+            got = sorted(int(text) for part in texts for text in part)
+            self.assertEqual(got, list(range(count)))
+            self.assertEqual(len(text_of(stream.completion).split()), count)
+
+    def test_the_completion_can_be_polled_from_another_thread(self):
+        events = []
+        for number in range(1500):
+            event = delta('x', **{'key%d' % number: number})
+            event['vendor%d' % number] = 1
+            call = {'index': number, 'id': 'c%d' % number,
+                    'function': {'name': 'f', 'arguments': ''}}
+            event['choices'][0]['delta']['tool_calls'] = [call]
+            events.append(event)
+        events.append(delta(finish_reason='stop'))
+        over = threading.Event()
+
+        def poll(stream):
+            polled = 0
+            while not over.is_set():
+                stream.completion
+                polled += 1
+            return polled
+
+        def read(stream):
+            try:
+                for _ in stream:
+                    pass
+            finally:
+                over.set()
+
+        answer = stream_reply(sse(*events))
+        with served(answer) as (server, asker), switching_often():
+            stream = ask(asker)
+            at_once(lambda: read(stream), lambda: poll(stream), lambda: poll(stream))
+            self.assertEqual(len(stream.completion.choices[0].message.tool_calls), 1500)
+
+    def test_close_never_hits_the_connection_of_another_request(self):
+        more, second, last = threading.Event(), threading.Event(), threading.Event()
+        shut_down, reading = socket.socket.shutdown, threading.Event()
+
+        def first_script(peer):
+            peer.send(begun(HELLO_CUT))
+            more.wait(LONG)
+            peer.send(chunked(sse(delta('world', 'stop'))))
+
+        def second_script(peer):
+            peer.send(begun(HELLO_CUT))
+            last.wait(LONG)
+            peer.send(chunked(sse(delta('world', 'stop'))))
+
+        def close():
+            reading.wait(LONG)
+            threading.Event().wait(0.05)  # until the other one waits for the next event
+            first.close()
+
+        closer = threading.Thread(target=close)
+
+        def late_shutdown(sock, how):
+            if threading.current_thread() is closer:
+                more.set()
+                second.wait(0.2)  # longer, if the end of the stream waits for us
+            return shut_down(sock, how)
+
+        with served(first_script, second_script) as (server, asker):
+            first = ask(asker)
+            with mock.patch.object(socket.socket, 'shutdown', late_shutdown):
+                closer.start()
+                try:
+                    for _ in first:
+                        reading.set()
+                except streamlite.OpenAIError as error:
+                    remember(error)
+                other = ask(asker)
+                second.set()
+                closer.join(LONG)
+            last.set()
+            self.assertText(other, 'Hello world')
+
+    def test_a_stream_that_outlives_its_client_closes_its_connection(self):
+        more, gone = threading.Event(), threading.Event()
+
+        def script(peer):
+            peer.send(begun(HELLO_CUT))
+            more.wait(LONG)
+            peer.send(chunked(sse(delta('world', 'stop'))))
+            if peer.wait_closed():
+                gone.set()
+
+        with Server(script) as server:
+            asker = client(server)
+            stream = ask(asker)
+            asker.close()
+            more.set()
+            self.assertText(stream, 'Hello world')
+            self.assertTrue(gone.wait(PROMPT))
+            asker.close()
+
+    def test_a_stream_that_was_closed_says_so_and_does_not_blame_the_network(self):
+        with served(stall(begun(HELLO_CUT))) as (server, asker):
+            leave_with = lambda stream: stream.__exit__(None, None, None)
+            for leave in streamlite.Stream.close, leave_with:
+                stream = ask(asker)
+                next(stream)
+                leave(stream)
+                for use in next, list, streamlite.Stream.collect:
+                    with self.assertRaises(streamlite.OpenAIError) as caught:
+                        use(stream)
+                    self.assertNotIsInstance(caught.exception, streamlite.APIConnectionError)
+                    self.assertEqual(text_of(caught.exception.partial), 'Hel')
+
+    def test_streams_and_clients_lost_in_a_cycle_leave_no_warning(self):
+        for held in 'stream', 'client', 'both':
+            for end in stream_reply(HELLO), stall(WAITING):
+                with self.subTest(held), Server(end) as server:
+                    asker = client(server)
+                    stream = ask(asker)
+                    next(stream)
+                    cycle = {'stream': stream if held != 'client' else None,
+                             'client': asker if held != 'stream' else None}
+                    cycle['itself'] = cycle
+                    del asker, stream, cycle
+                    gc.collect()  # a warning of an unclosed socket would fail this test
+
+    def test_no_thread_gets_a_wrong_answer_beside_a_faulty_server(self):
+        chance = random.Random(20)
+
+        def script(peer):
+            text = peer.request.json['messages'][0]['content']
+            events = delta(text[:3]), delta(text[3:]), delta(finish_reason='stop')
+            answer = stream_reply(sse(*events))
+            at = chance.randrange(len(answer))
+            fault = chance.randrange(9)
+            if fault < 4:
+                peer.send(answer)
+            elif fault == 4:
+                peer.send(answer[:at])
+                peer.close()
+            elif fault == 5:
+                peer.send(answer[:at])
+                peer.reset()
+            elif fault == 6:
+                peer.send(error_reply(503, AGAIN))
+            elif fault == 7:
+                peer.send(answer + b'\r\n' + stream_reply(sse(delta('wrong', 'stop'))))
+            else:
+                peer.send(head(103) + answer[:at])
+                peer.send(answer[at:])
+
+        def work(name):
+            right = 0
+            for number in range(12):
+                text = 'answer %s.%d' % (name, number)
+                try:
+                    got = ''.join(ask(asker, messages=chat(text)).text())
+                except streamlite.OpenAIError:
+                    continue
+                self.assertEqual(got, text)
+                right += 1
+            return right
+
+        async def async_work(asker, name):
+            for number in range(8):
+                text = 'task %s.%d' % (name, number)
+                try:
+                    got = await gather_text(await ask(asker, messages=chat(text)))
+                except streamlite.OpenAIError:
+                    continue
+                self.assertEqual(got, text)
+
+        async def main():
+            async with async_client(server) as asker:
+                await asyncio.gather(*[async_work(asker, name) for name in range(16)])
+
+        with served(script) as (server, asker):
+            right = at_once(*[lambda name=name: work(name) for name in range(16)])
+            self.assertGreater(sum(right), 16)
+            asyncio_run(main())
+
+
+class RelayTest(AsyncTestCase):
+
+    def relayed(self, *scripts, **options):
+        """The events that a browser gets: the same from both kinds of clients."""
+        def relay(server):
+            with client(server, **options) as asker, ask(asker) as stream:
+                return b''.join(stream.sse())
+
+        async def relay_async(server):
+            async with async_client(server, **options) as asker, await ask(asker) as stream:
+                return b''.join([part async for part in stream.sse()])
+
+        with Server(*scripts) as one, Server(*scripts) as other:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                job = pool.submit(relay, one)
+                data = self.run_async(relay_async(other))
+                self.assertEqual(job.result(), data)
+            for port in one.port, other.port:
+                self.assertNotIn(':%d' % port, data.decode())
+        SAID.append(data.decode())
+        return decode(data)
+
+    def test_a_browser_gets_every_chunk_as_it_was(self):
+        text = 'two\nlines\r\n\r\nand "quotes", \u2028, </script>, \U0001f600, data: x\n\n'
+        last = delta(finish_reason='stop', vendor={'a': [1]})
+        *chunks, done = self.relayed(stream_reply(sse(delta(text), last)))
+        self.assertEqual((done.event, done.data), ('message', '[DONE]'))
+        self.assertEqual([event.event for event in chunks], ['message'] * 2)
+        first, last = (json.loads(event.data)['choices'][0] for event in chunks)
+        self.assertEqual(first['delta']['content'], text)
+        self.assertEqual((last['finish_reason'], last['delta']['vendor']), ('stop', {'a': [1]}))
+
+    def test_an_event_goes_out_with_the_chunk_that_came(self):
+        more = threading.Event()
+
+        def script(peer):
+            peer.send(WAITING)
+            more.wait(LONG)
+            peer.send(chunked(sse(STOP)))
+
+        with served(script) as (_, asker), ask(asker) as stream:
+            events = stream.sse()
+            self.assertIn(b'Hel', next(events))
+            self.assertIn(b'lo ', next(events))
+            more.set()
+            self.assertEqual(len(list(events)), 2)
+
+    def test_an_error_is_an_event_that_tells_no_secret(self):
+        own = {'message': 'the model fell over', 'type': 'overloaded', 'code': 503}
+        for name, script, kind, words in (
+                ("the server's own", stream_reply(HELLO_CUT + sse({'error': own})),
+                 'overloaded', 'the model fell over'),
+                ('cut', cut(WAITING), 'APIConnectionError', 'lost'),
+                ('silent', stall(WAITING), 'APITimeoutError', 'time'),
+                ('foreign', stream_reply(HELLO_CUT + b'data: <html>\n\n'),
+                 'APIResponseValidationError', 'else')):
+            with self.subTest(name):
+                timeout = MEDIUM if name == 'silent' else LONG
+                *chunks, last = self.relayed(script, timeout=timeout)
+                self.assertEqual([event.event for event in chunks], ['message'] * 2,
+                                 'what came before it is relayed')
+                self.assertEqual(last.event, 'error')
+                error = json.loads(last.data)['error']
+                self.assertEqual(error['type'], kind)
+                self.assertIn(words, error['message'])
+                for secret in '127.0.0.1', 'html':
+                    self.assertNotIn(secret, last.data)
+
+    def test_a_page_of_a_proxy_is_not_shown(self):
+        page = reply(502, {}, b'<html><title>Bad gateway at backend-7.internal</title></html>')
+        with no_waits():
+            event, = self.relayed(cut(CHUNKED_HEAD), page, max_retries=1)
+        error = json.loads(event.data)['error']
+        self.assertEqual((event.event, error['type']), ('error', 'InternalServerError'))
+        for word in 'internal', 'html', 'gateway':
+            self.assertNotIn(word, event.data)
+
+    def test_what_is_nested_too_deeply_is_an_error_event(self):
+        deep = '{"choices": [], "x": %s%s}' % ('[' * 300, ']' * 300)
+        first, last = self.relayed(stream_reply(sse(delta('Hi'), deep, STOP)))
+        self.assertEqual((first.event, last.event), ('message', 'error'))
+
+    def test_a_browser_that_goes_away_ends_the_upstream_stream(self):
+        script, gone = watched()
+        with served(script) as (_, asker):
+            events = ask(asker).sse()
+            next(events)
+            events.close()
+            self.assertTrue(gone.wait(PROMPT))
+
+        async def main(server, gone):
+            async with async_client(server) as asker:
+                events = (await ask(asker)).sse()
+                await events.__anext__()
+                await events.aclose()
+                await self.until(gone.is_set)
+
+        script, gone = watched()
+        with Server(script) as server:
+            self.run_async(main(server, gone))
+
+    def test_an_error_for_a_browser_is_bounded_and_on_one_line(self):
+        evil = 'a\x1b[31m\nevent: done\r\n\u2028' + 'x' * 100000
+        own = {'message': 'the model fell over', 'type': 'overloaded', 'code': 'busy'}
+        for name, error in (('message', dict(own, message=evil)), ('code', dict(own, code=evil)),
+                            ('type', dict(own, type=evil)),
+                            ('a code of its own kind', {'message': 'm', 'code': {'a': [evil] * 3}}),
+                            ('a type of its own kind', {'message': 'm', 'type': [evil]}),
+                            ('a large number', {'message': 'm', 'code': int('9' * 3000)}),
+                            ('a text', evil), ('its own words', own)):
+            with self.subTest(name):
+                with served(stream_reply(HELLO_CUT + sse({'error': error}))) as (_, asker):
+                    *_, last = decode(b''.join(ask(asker).sse()))
+                self.assertEqual(last.event, 'error')
+                self.assertLess(len(last.data), 3000)
+                self.assertNotIn('\n', last.data)
+                told = json.loads(last.data)['error']
+                for value in told.values():
+                    self.assertTrue(value is None or str(value).isprintable(), value)
+                if error is own:
+                    self.assertSays(told['message'], own['message'])
+                    self.assertEqual((told['type'], told['code']), ('overloaded', 'busy'))
+
+
+# --------------------------------------------------------------------------------------------------
+# Clients: requests, settings and what is refused before anything is sent
+# --------------------------------------------------------------------------------------------------
+
+class RequestTest(TestCase):
+
+    def test_the_head_of_a_request(self):
+        with Server() as server:
+            with client(server, organization='org', project='proj',
+                        default_headers={'X-Mine': '1'}) as asker:
+                ask(asker, extra_headers={'X-Yours': '2'}, temperature=0,
+                    extra_body={'top_k': 5}).collect()
+            request = server.requests[0]
+        self.assertEqual((request.method, request.path), ('POST', PATH))
+        self.assertEqual(request.json, {
+            'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}], 'stream': True,
+                                        'temperature': 0, 'top_k': 5})
+        expected = {'host': '127.0.0.1:%d' % server.port, 'authorization': 'Bearer ' + KEY,
+                    'content-type': 'application/json',
+                    'accept': 'text/event-stream, application/json',
+                    'accept-encoding': 'identity',
+                    'openai-organization': 'org', 'openai-project': 'proj', 'x-mine': '1',
+                    'x-yours': '2'}
+        self.assertEqual({name: request.headers.get(name) for name in expected}, expected)
+        self.assertRegex(request.headers['user-agent'], r'^streamlite/[\d.]+ Python/3\.\d+')
+
+    def test_a_base_url_is_forgiven(self):
+        cases = {'/v1': PATH, '/v1/': PATH, '': '/chat/completions', '/': '/chat/completions',
+                 '/a/b/': '/a/b/chat/completions', '/v1/chat/completions': PATH,
+                 '/v1/chat/completions/': PATH,
+                 '/v1?api-version=1': PATH + '?api-version=1',
+                 '/v1/?api-version=1': PATH + '?api-version=1',
+                 '/v1/chat/completions?a=b%20c': PATH + '?a=b%20c'}
+        for given, path in cases.items():
+            with self.subTest(given), Server() as server:
+                with client(server,
+                            base_url='http://127.0.0.1:%d%s' % (server.port, given)) as asker:
+                    self.assertText(ask(asker), 'Hello world')
+                self.assertEqual(server.requests[0].path, path)
+
+    def test_queries_are_added_up(self):
+        with Server() as server, client(server, base_url=server.url + '?a=1',
+                                        default_query={'b': '2 3'}) as asker:
+            self.assertText(ask(asker, extra_query={'c': '&'}), 'Hello world')
+            path, _, query = server.requests[0].path.partition('?')
+        self.assertEqual((path, sorted(query.split('&'))), (PATH, ['a=1', 'b=2+3', 'c=%26']))
+
+    def test_a_forgotten_v1_is_guessed(self):
+        for answer in (error_reply(404, message='Not Found'),
+                       reply(200, {}, b'<html>welcome</html>')):
+            with self.subTest(answer), Server(answer) as server:
+                with client(server, base_url='http://127.0.0.1:%d' % server.port) as asker:
+                    self.assertSays(self.assertBroken(asker, '', streamlite.APIError), '/v1')
+
+    def test_environment_and_arguments(self):
+        with Server() as server:
+            os.environ.update(OPENAI_BASE_URL=server.url, OPENAI_API_KEY=KEY,
+                              OPENAI_ORG_ID='org', OPENAI_PROJECT_ID='proj')
+            with streamlite.OpenAI() as asker:
+                self.assertText(ask(asker), 'Hello world')
+            del os.environ['OPENAI_API_KEY']
+            with streamlite.OpenAI() as asker:  # a local server needs none
+                self.assertText(ask(asker), 'Hello world')
+            first, second = server.requests
+        names = 'authorization', 'openai-organization', 'openai-project'
+        self.assertEqual([first.headers.get(name) for name in names],
+                         ['Bearer ' + KEY, 'org', 'proj'])
+        self.assertNotIn(KEY, str(second.headers))
+
+    def test_models_are_listed(self):
+        with served(reply(200, {}, MODELS)) as (server, asker):
+            self.assertEqual([model.id for model in asker.models.list()], ['one', 'two'])
+            self.assertEqual((server.requests[0].method, server.requests[0].path),
+                             ('GET', '/v1/models'))
+
+
+class SettingsTest(TestCase):
+    """What a client was given stays with it, and goes nowhere else."""
+
+    def asked(self, server, asker, **options):
+        self.assertText(ask(asker, **options), 'Hello world')
+        return server.requests[-1]
+
+    def test_none_in_with_options_never_sends_a_key_where_it_was_not_meant_to_go(self):
+        with Server() as server, Server() as other:
+            os.environ.update(OPENAI_API_KEY='environment-' + KEY, OPENAI_BASE_URL=other.url)
+            own, none = client(server, api_key='own-' + KEY), client(server, api_key='')
+            with own as asker, none as keyless:
+                for value in None, streamlite.NOT_GIVEN:
+                    with self.subTest('api_key', value=value):
+                        request = self.asked(server, asker.with_options(api_key=value))
+                        self.assertEqual(request.headers['authorization'], 'Bearer own-' + KEY)
+                    with self.subTest('no key', value=value):
+                        request = self.asked(server, keyless.with_options(api_key=value))
+                        self.assertNotIn('authorization', request.headers)
+                    with self.subTest('base_url', value=value):
+                        self.asked(server, asker.with_options(base_url=value))
+                    with self.subTest('copy', value=value):
+                        self.asked(server, asker.copy(base_url=value, api_key=value))
+                request = self.asked(server, asker.with_options(api_key='third-' + KEY))
+                self.assertEqual(request.headers['authorization'], 'Bearer third-' + KEY)
+                self.assertEqual(other.requests, [])
+
+    def test_none_means_as_it_was_for_every_setting_but_the_times(self):
+        settings = {'api_key': 'k' * 9, 'organization': 'org', 'project': 'pro', 'max_retries': 7,
+                    'timeout': 3, 'deadline': 9, 'base_url': 'http://127.0.0.1:9/v1'}
+        os.environ.update(OPENAI_API_KEY='x' * 9, OPENAI_ORG_ID='x', OPENAI_PROJECT_ID='x')
+        with streamlite.OpenAI(**settings) as asker:
+            for name, was in settings.items():
+                for value in None, streamlite.NOT_GIVEN:
+                    with self.subTest(name, value=value):
+                        changed = asker.with_options(**{name: value})
+                        none = value is None and name in ('timeout', 'deadline')
+                        self.assertEqual(getattr(changed, name), None if none else was)
+            for name in ('ssl_context', 'handlers', 'default_headers', 'default_query',
+                         'http_client'):
+                with self.subTest(name):
+                    asker.with_options(**{name: None})
+
+    def test_none_in_the_constructor_is_as_if_it_were_left_out(self):
+        with Server() as server:
+            os.environ.update(OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.url)
+            for value in None, streamlite.NOT_GIVEN:
+                names = ('api_key', 'organization', 'project', 'base_url', 'max_retries',
+                         'default_headers', 'default_query', 'ssl_context', 'handlers', 'deadline')
+                for name in names:
+                    with self.subTest(name, value=value):
+                        with streamlite.OpenAI(**{name: value}) as asker:
+                            sent = self.asked(server, asker).headers['authorization']
+                            self.assertEqual(sent, 'Bearer ' + KEY)
+
+    def test_no_default_headers_take_those_of_the_tenant_away(self):
+        with Server() as server:
+            settings = {'default_headers': {'X-Tenant': 'a'}, 'default_query': {'tenant': 'a'}}
+            with client(server, **settings) as asker:
+                for value in None, {}, streamlite.NOT_GIVEN:
+                    with self.subTest(value=value):
+                        changed = asker.with_options(default_headers=value, default_query=value)
+                        for one in changed, changed.with_options(timeout=4):
+                            request = self.asked(server, one)
+                            self.assertEqual(request.headers['x-tenant'], 'a')
+                            self.assertIn('tenant=a', request.path)
+                more = asker.with_options(default_headers={'X-More': 'b'},
+                                          default_query={'more': 'b'})
+                request = self.asked(server, more)
+                self.assertEqual(request.headers['x-tenant'], 'a')
+                self.assertEqual(request.headers['x-more'], 'b')
+                self.assertIn('tenant=a', request.path)
+                self.assertIn('more=b', request.path)
+
+    def test_an_omitted_authorization_sends_no_key(self):
+        for name in 'Authorization', 'authorization':
+            for value in streamlite.Omit(), streamlite.omit:
+                with self.subTest(name, value=value), Server() as server:
+                    with client(server, default_headers={name: value}) as asker:
+                        self.assertNotIn('authorization', self.asked(server, asker).headers)
+                        again = asker.with_options(timeout=4)
+                        self.assertNotIn('authorization', self.asked(server, again).headers)
+                    with client(server) as asker:
+                        without = asker.with_options(default_headers={name: value})
+                        self.assertNotIn('authorization', self.asked(server, without).headers)
+                        request = self.asked(server, asker, extra_headers={name: value})
+                        self.assertNotIn('authorization', request.headers)
+                        sent = self.asked(server, asker).headers['authorization']
+                        self.assertEqual(sent, 'Bearer ' + KEY)
+
+    def test_a_timeout_may_have_the_name_of_the_sdk(self):
+        timeout = streamlite.Timeout(9.0, connect=3.0)
+        self.assertEqual((timeout.connect, timeout.read), (3.0, 9.0))
+        full = streamlite.Timeout(connect=LONG, read=LONG, write=3.0, pool=4.0)
+        with served(stream_reply(HELLO), timeout=full) as (_, asker):
+            self.assertText(ask(asker, timeout=timeout), 'Hello world')
+        with served(stall()) as (_, asker), self.assertPrompt():
+            timeout = streamlite.Timeout(LONG, read=SHORT)
+            self.assertBroken(asker, '', streamlite.APITimeoutError, timeout=timeout)
+
+    def test_a_client_tells_whether_it_is_closed(self):
+        with client(None, base_url='http://127.0.0.1:9') as asker:
+            self.assertIs(asker.is_closed(), False)
+        self.assertIs(asker.is_closed(), True)
+
+    def test_an_argument_is_sent_if_and_only_if_it_was_given(self):
+        nothing, tools = streamlite.NOT_GIVEN, [{'type': 'function'}]
+        with served(reply(200, {}, WHOLE)) as (server, asker):
+            for given, sent in (
+                    ({}, {}),
+                    ({'temperature': 0, 'stop': []}, {'temperature': 0, 'stop': []}),
+                    ({'temperature': nothing, 'tools': nothing, 'max_tokens': streamlite.omit}, {}),
+                    ({'stop': None, 'max_tokens': None}, {'stop': None, 'max_tokens': None}),
+                    ({'tools': tools, 'tool_choice': 'auto', 'min_p': 0.1},
+                     {'tools': tools, 'tool_choice': 'auto', 'min_p': 0.1}),
+                    ({'temperature': 1, 'extra_body': {'temperature': 2}}, {'temperature': 2})):
+                with self.subTest(given=given):
+                    asker.chat.completions.create(model='m', messages=[], **given)
+                    self.assertEqual(server.requests[-1].json,
+                                     dict({'model': 'm', 'messages': []}, **sent))
+
+
+class BadInputTest(TestCase):
+    """Each is one clear error that names the input, before anything is sent."""
+
+    def assertRefused(self, options, request, *words):
+        with Server() as server:
+            with self.assertRaises((streamlite.OpenAIError, TypeError, ValueError)) as caught:
+                with client(server, **options) as asker:
+                    ask(asker, **request)
+            self.assertSays(caught.exception, *words)
+            self.assertNotIsInstance(caught.exception, UnicodeError)
+            self.assertEqual(server.requests, [])
+
+    def test_no_key_for_the_default_base_url(self):
+        with self.assertRaises(streamlite.OpenAIError) as caught:
+            streamlite.OpenAI()
+        self.assertSays(caught.exception, 'OPENAI_API_KEY', 'api_key')
+
+    def test_a_key_that_no_header_can_hold(self):
+        for form in ('%s\n', '%s\r\nX-Evil: 1', 'a %s', '%s\u2026', '%s\xe9', '\u201c%s\u201d',
+                     '%s\0'):
+            key = form % KEY
+            with self.subTest(ascii(form)):
+                self.assertRefused({'api_key': key}, {}, 'key')
+                self.assertRefused({'api_key': lambda key=key: key}, {}, 'key')
+
+    def test_a_header_that_would_be_two(self):
+        for value in PASSWORD + '\r\nX-Evil: 1', PASSWORD + '\n', PASSWORD + '\u20ac':
+            with self.subTest(ascii(value)):
+                self.assertRefused({'default_headers': {'X-Mine': value}}, {}, 'X-Mine')
+                self.assertRefused({}, {'extra_headers': {'X-Mine': value}}, 'X-Mine')
+        self.assertRefused({}, {'extra_headers': {'X-Mine: 1\r\nX-Evil': '1'}}, 'header')
+
+    def test_a_base_url_that_is_none(self):
+        for url, word in (('ftp://127.0.0.1/v1', 'ftp'), ('file:///etc/passwd', 'file'),
+                          ('127.0.0.1:8080/v1', 'http'),
+                          ('http://', 'base_url'), ('http://127.0.0.1:99999/v1', 'base_url'),
+                          ('http://127.0.0.1:x/v1', 'base_url')):
+            with self.subTest(url):
+                self.assertRefused({'base_url': url}, {}, word)
+
+    def test_a_base_url_cannot_add_a_header(self):
+        for end in '/a b', '\r\nX-Evil: 1', ' HTTP/1.1\r\nX-Evil: 1\r\n', '\n':
+            with self.subTest(end), Server() as server:
+                with contextlib.suppress(streamlite.OpenAIError, ValueError):
+                    with client(server, base_url=server.url + end) as asker:
+                        ask(asker).collect()
+                for request in server.requests:
+                    self.assertNotIn('x-evil', request.headers)
+
+    def test_credentials_in_a_url_are_not_shown(self):
+        with dead_port() as port:
+            url = 'http://user:%s@127.0.0.1:%d/v1?key=%s' % (PASSWORD, port, PASSWORD)
+            with self.assertRaises(streamlite.OpenAIError), client(None, base_url=url) as asker:
+                self.assertNotIn(MARK, repr(asker) + str(asker))
+                ask(asker)
+            for wrong in ('http://user:%s#1@127.0.0.1/v1', 'http://user:%s/1@127.0.0.1/v1',
+                          'https:%s@127.0.0.1', '%s'):
+                with self.subTest(wrong), self.assertRaises((streamlite.OpenAIError, ValueError)):
+                    with client(None, base_url=wrong % PASSWORD) as asker:
+                        ask(asker)
+
+    def test_messages_that_are_none(self):
+        for messages in 'hi', b'hi', {'role': 'user', 'content': 'hi'}, None, 5, ['hi'], [None]:
+            with self.subTest(messages):
+                self.assertRefused({}, {'messages': messages}, 'messages')
+        for value in object(), {1, 2}, b'bytes':
+            with self.subTest(value):
+                self.assertRefused({}, {'messages': [{'role': 'user', 'content': value}]})
+                self.assertRefused({}, {'temperature': value})
+
+    def test_what_is_required_and_what_is_not_offered(self):
+        with served() as (server, asker):
+            for options in {'model': 'm'}, {'messages': []}:
+                with self.assertRaises(TypeError):
+                    asker.chat.completions.create(**options)
+            with self.assertRaises(TypeError) as caught:
+                client(server, http_client=object())
+            self.assertSays(caught.exception, 'http_client')
+            self.assertEqual(server.requests, [])
+
+    def test_a_dead_port_is_named(self):
+        with dead_port() as port:
+            place = '127.0.0.1:%d' % port
+            with client(None, base_url='http://%s/v1' % place) as asker:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    ask(asker)
+        self.assertSays(caught.exception, place)
+        self.assertEqual(caught.exception.attempts, 1)
+
+    def test_a_name_that_does_not_resolve_is_named(self):
+        error = socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
+        with mock.patch('socket.getaddrinfo', side_effect=error):
+            with client(None, base_url='https://no.example.test/v1') as asker:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    ask(asker)
+        self.assertSays(caught.exception, 'no.example.test')
+
+    def test_what_cannot_be_meant_is_an_error_that_names_the_argument(self):
+        huge = 10 ** 400
+        constructor = [
+            ('timeout', huge), ('timeout', (1, huge)), ('timeout', 'x'), ('timeout', (1, 2, 3)),
+            ('timeout', float('nan')), ('deadline', huge), ('deadline', 'x'),
+            ('default_query', {'a': '\ud800'}), ('default_query', {'\ud800': 'a'}),
+            ('default_query', 'x'), ('default_query', ['x']), ('default_headers', [('a', 'b')]),
+            ('default_headers', 'x'), ('default_headers', ['x']),
+            ('base_url', 'http://127.0.0.1:9/\ud800'), ('base_url', 'http://127.0.0.1:9?a=\ud800'),
+            ('base_url', 'http://\ud800/v1'), ('base_url', b'http://127.0.0.1/v1'), ('base_url', 7)]
+        create = [
+            ('timeout', huge), ('timeout', 'x'), ('extra_body', 'x'), ('extra_body', [1]),
+            ('extra_body', 7), ('extra_headers', [('a', 'b')]), ('extra_headers', ['x']),
+            ('extra_headers', 'x'), ('extra_query', {'a': '\ud800'}), ('extra_query', 'x'),
+            ('extra_query', [1])]
+        https = {'base_url': 'https://127.0.0.1:9/v1'}
+        cases = [(dict([case]), {}) for case in constructor]
+        cases += [({}, dict([case])) for case in create]
+        cases += [(dict(https, ssl_context=value), {})
+                  for value in ('x', 7, object(), True, '/etc/ssl/cert.pem')]
+        with Server() as server:
+            for settings, fields in cases:
+                name = list(fields or settings)[-1]
+                with self.subTest(name, value=ascii((settings, fields))[:60]):
+                    with self.assertRaises((TypeError, streamlite.OpenAIError)) as caught:
+                        with client(server, **settings) as asker:
+                            ask(asker, **fields)
+                    self.assertIn(name, str(caught.exception))
+                    self.assertNotIsInstance(caught.exception, streamlite.APIError)
+            self.assertEqual(server.requests, [])
+            with client(server) as asker:
+                half = chat('a\ud800')
+                self.assertText(ask(asker, messages=half), 'Hello world')
+
+    def test_arguments_without_their_names(self):
+        for kind in (streamlite.OpenAI, streamlite.AsyncOpenAI, streamlite.AzureOpenAI,
+                     streamlite.AsyncAzureOpenAI):
+            with self.subTest(kind.__name__), self.assertRaises(TypeError) as caught:
+                kind(KEY)
+            self.assertSays(caught.exception, 'api_key=')
+        with client(None, base_url='http://127.0.0.1:9') as asker:
+            for words, work in (
+                    ('argument', lambda: asker.chat.completions.create('m', [])),
+                    ('model', lambda: asker.chat.completions.create(messages=[])),
+                    ('messages', lambda: asker.chat.completions.create(model='m'))):
+                with self.subTest(words), self.assertRaises(TypeError) as caught:
+                    work()
+                self.assertSays(caught.exception, words)
+
+
+class ClientTest(TestCase):
+    """What programs do with the SDK's clients beside asking."""
+
+    def test_what_is_assigned_to_a_client_counts_for_copies_too(self):
+        with served(stream_reply(HELLO), base_url='http://nobody.invalid') as (server, asker):
+            asker.api_key, asker.base_url, asker.max_retries = 'sk-new', server.url + '/?v=1', 7
+            for other in asker, asker.with_options(timeout=3), asker.copy():
+                self.assertText(ask(other), 'Hello world')
+                self.assertEqual(other.max_retries, 7)
+            self.assertEqual([(request.path, request.headers['authorization'])
+                              for request in server.requests],
+                             [('/v1/chat/completions?v=1', 'Bearer sk-new')] * 3)
+            with self.assertRaises(streamlite.OpenAIError):
+                asker.base_url = 'ftp://nobody.invalid'
+
+    def test_what_is_patched_stays_patched_and_can_be_restored(self):
+        with served(stream_reply(HELLO)) as (server, asker):
+            for patch in (lambda: mock.patch.object(asker.chat.completions, 'create',
+                                                    return_value='patched'),
+                          lambda: mock.patch.object(asker.chat, 'completions',
+                                                    **{'create.return_value': 'patched'}),
+                          lambda: mock.patch.object(
+                              asker, 'chat', **{'completions.create.return_value': 'patched'})):
+                with patch():
+                    self.assertEqual(ask(asker), 'patched')
+                self.assertText(ask(asker), 'Hello world')
+            # Tracing tools wrap it like this.
+            asker.chat.completions.create = lambda **fields: fields['model']
+            self.assertEqual(ask(asker), 'm')
+            self.assertEqual(len(server.requests), 3)
+
+    def test_the_request_id_is_in_the_completion(self):
+        named = {'x-request-id': 'req_7'}
+        with served(reply(200, named, WHOLE), stream_reply(HELLO, headers=named)) as (_, asker):
+            for completion in ask(asker, stream=False), ask(asker).collect():
+                self.assertEqual(completion._request_id, 'req_7')
+                self.assertNotIn('_request_id', completion.to_dict())
+
+    def test_arguments_of_the_sdk_are_understood(self):
+        class Message:
+            def model_dump(self, **options):
+                return {'role': 'user', 'content': 'hi'}
+
+        self.assertTrue(issubclass(streamlite.AsyncClient, streamlite.AsyncOpenAI))
+        with Server(stream_reply(HELLO)) as server:
+            with streamlite.Client(api_key=KEY, base_url=server.url,
+                                   max_retries=float('inf')) as asker:
+                self.assertText(ask(asker, messages=[Message()], seed=streamlite.omit,
+                                    user=streamlite.NOT_GIVEN),
+                                'Hello world')
+            self.assertEqual(server.requests[0].json,
+                             {'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}],
+                              'stream': True})
+
+    def test_what_is_missing_names_what_is_there(self):
+        with client(None, base_url='http://nobody.invalid') as asker:
+            for place, name in ((asker, 'embeddings'), (asker.models, 'delete'),
+                                (asker.chat, 'sessions')):
+                with self.assertRaises(AttributeError) as caught:
+                    getattr(place, name)
+                self.assertSays(caught.exception, name, 'chat completions')
+
+    def test_models_are_retrieved_too(self):
+        missing = error_reply(404, message='no such model', code='model_not_found')
+        one = reply(200, {}, MODELS['data'][0])
+        with served(one, one, missing) as (server, asker):
+            self.assertEqual(asker.models.retrieve('org/model:1').id, 'one')
+            self.assertEqual(asker.models.retrieve(model='one', timeout=3).id, 'one')
+            with self.assertRaises(streamlite.NotFoundError) as caught:
+                asker.models.retrieve('three')
+            self.assertSays(caught.exception, 'model_not_found')
+            with self.assertRaises((TypeError, ValueError)) as caught:
+                asker.models.retrieve('')
+            self.assertSays(caught.exception, 'model')
+            self.assertEqual([request.path for request in server.requests],
+                             ['/v1/models/org%2Fmodel:1', '/v1/models/one', '/v1/models/three'])
+
+
+class AzureTestCase(AsyncTestCase):
+    """With no setting of Azure's in the environment."""
+
+    PATH = '/openai/deployments/m/chat/completions?api-version=2024-10-21'
+
+    def azure(self, server, kind=streamlite.AzureOpenAI, **options):
+        """A client of the server as if it were a resource of Azure's."""
+        usual = {'azure_endpoint': server.url[:-len('/v1')], 'api_version': '2024-10-21',
+                 'max_retries': 0, 'timeout': LONG}
+        return kind(**dict(usual, **options))
+
+    @staticmethod
+    def credentials(request):
+        """What the request proves itself with."""
+        return {name: value for name, value in request.headers.items()
+                if name in ('api-key', 'authorization')}
+
+    @staticmethod
+    def tokens():
+        """A function that has another token each time."""
+        numbers = itertools.count(1)
+        return lambda: 'token-%s-%d' % (MARK, next(numbers))
+
+
+class AzureTest(AzureTestCase):
+
+    def test_the_model_or_the_deployment_is_in_the_path(self):
+        no_endpoint = {'azure_endpoint': None}
+        with Server() as server:
+            root = server.url[:-len('/v1')]
+            for name, options, model, path in (
+                    ('the model names the deployment', {}, 'gpt-4o', '/openai/deployments/gpt-4o'),
+                    ('a model to quote', {}, 'my gpt/4', '/openai/deployments/my%20gpt%2F4'),
+                    ('one deployment', {'azure_deployment': 'dep'}, 'm', '/openai/deployments/dep'),
+                    ('a slash at the end', {'azure_endpoint': root + '/'}, 'm',
+                     '/openai/deployments/m'),
+                    ('a gateway with a path', {'azure_endpoint': root + '/gate'}, 'm',
+                     '/gate/openai/deployments/m'),
+                    ('base_url', dict(no_endpoint, base_url=root + '/openai'), 'm',
+                     '/openai/deployments/m'),
+                    ('base_url with a slash', dict(no_endpoint, base_url=root + '/openai/'), 'm',
+                     '/openai/deployments/m'),
+                    ('base_url with a deployment',
+                     dict(no_endpoint, base_url=root + '/openai/deployments/dep'), 'm',
+                     '/openai/deployments/dep')):
+                with self.subTest(name), self.azure(server, api_key=KEY, **options) as asker:
+                    self.assertIsInstance(asker, streamlite.OpenAI)
+                    self.assertText(ask(asker, model=model), 'Hello world')
+                    request = server.requests[-1]
+                    self.assertEqual(request.path,
+                                     path + '/chat/completions?api-version=2024-10-21')
+                    self.assertEqual(self.credentials(request), {'api-key': KEY})
+                    self.assertEqual(request.json['model'], model)
+
+    def test_models_are_never_below_a_deployment(self):
+        page, one = reply(200, {}, MODELS), reply(200, {}, MODELS['data'][0])
+        with Server(page, page, one) as server:
+            for options in {}, {'azure_deployment': 'dep'}:
+                with self.azure(server, api_key=KEY, **options) as asker:
+                    self.assertEqual([model.id for model in asker.models.list()], ['one', 'two'])
+            with self.azure(server, api_key=KEY, azure_deployment='dep') as asker:
+                self.assertEqual(asker.models.retrieve('one').id, 'one')
+            version = '?api-version=2024-10-21'
+            self.assertEqual([request.path for request in server.requests],
+                             ['/openai/models' + version] * 2 + ['/openai/models/one' + version])
+
+    def test_the_version_of_the_interface(self):
+        os.environ['OPENAI_API_VERSION'] = 'e'
+        older = {'default_query': {'a': 'b', 'api-version': '0'}}
+        with Server() as server:
+            for options, fields, query in (
+                    ({'api_version': '1'}, {}, 'api-version=1'),
+                    (dict(older, api_version='1'), {}, 'a=b&api-version=1'),
+                    ({'api_version': '1'}, {'extra_query': {'api-version': '2'}}, 'api-version=2'),
+                    ({'api_version': None}, {}, 'api-version=e')):
+                with self.subTest(query), self.azure(server, api_key=KEY, **options) as asker:
+                    self.assertText(ask(asker, **fields), 'Hello world')
+                    sent = server.requests[-1].path.partition('?')[2]
+                    self.assertEqual(sorted(sent.split('&')), query.split('&'))
+
+    def test_what_proves_who_asks(self):
+        token = 'token-' + MARK
+        only_key = {'AZURE_OPENAI_API_KEY': 'env-' + KEY}
+        both = dict(only_key, AZURE_OPENAI_AD_TOKEN='env-' + token)
+        as_key, as_token = {'api-key': KEY}, {'authorization': 'Bearer ' + token}
+        provider = {'azure_ad_token_provider': lambda: token}
+        with Server() as server:
+            for name, variables, options, sent in (
+                    ('a key', {}, {'api_key': KEY}, as_key),
+                    ('a function for the key', {}, {'api_key': lambda: KEY}, as_key),
+                    ('a token', {}, {'azure_ad_token': token}, as_token),
+                    ('a function for the token', {}, provider, as_token),
+                    ('a key before the environment', both, {'api_key': KEY}, as_key),
+                    ('a function before the environment', both, provider, as_token),
+                    ('the key of the environment', only_key, {}, {'api-key': 'env-' + KEY}),
+                    ('its token before its key', both, {},
+                     {'authorization': 'Bearer env-' + token}),
+                    ('not the key for another address',
+                     dict(only_key, OPENAI_API_KEY='other-' + KEY), {},
+                     {'api-key': 'env-' + KEY})):
+                with self.subTest(name), mock.patch.dict(os.environ, variables):
+                    with self.azure(server, **options) as asker:
+                        self.assertText(ask(asker), 'Hello world')
+                    self.assertEqual(self.credentials(server.requests[-1]), sent)
+
+    def test_everything_may_come_from_the_environment(self):
+        with Server() as server:
+            os.environ.update(AZURE_OPENAI_API_KEY=KEY, OPENAI_API_VERSION='v', OPENAI_ORG_ID='org',
+                              AZURE_OPENAI_ENDPOINT=server.url[:-len('/v1')],
+                              OPENAI_BASE_URL='http://nobody.invalid/v1')
+            with streamlite.AzureOpenAI(timeout=LONG, max_retries=0) as asker:
+                self.assertText(ask(asker), 'Hello world')
+            request, = server.requests
+            self.assertEqual(request.path, '/openai/deployments/m/chat/completions?api-version=v')
+            self.assertEqual(request.headers['openai-organization'], 'org')
+            self.assertEqual(self.credentials(request), {'api-key': KEY})
+
+    def test_what_is_missing_or_too_much_is_named_before_anything_is_sent(self):
+        given = {'api_key': KEY, 'api_version': 'v', 'azure_endpoint': 'http://nobody.invalid'}
+        # These are not for Azure.
+        os.environ.update(OPENAI_API_KEY=KEY, OPENAI_BASE_URL='http://nobody.invalid/v1')
+        for kind in streamlite.AzureOpenAI, streamlite.AsyncAzureOpenAI:
+            for changes, words in (
+                    ({'api_key': None}, ['api_key', 'AZURE_OPENAI_API_KEY', 'azure_ad_token']),
+                    ({'api_version': None}, ['api_version', 'OPENAI_API_VERSION']),
+                    ({'azure_endpoint': None}, ['azure_endpoint', 'AZURE_OPENAI_ENDPOINT']),
+                    ({'azure_ad_token': 'token-' + MARK}, ['azure_ad_token']),
+                    ({'azure_ad_token_provider': str}, ['azure_ad_token_provider']),
+                    ({'base_url': 'http://nobody.invalid'}, ['base_url'])):
+                with self.subTest(words, kind=kind.__name__):
+                    with self.assertRaises((streamlite.OpenAIError, ValueError)) as caught:
+                        kind(**dict(given, **changes))
+                    self.assertSays(caught.exception, *words)
+
+    def test_a_token_is_asked_for_at_every_attempt(self):
+        with Server(error_reply(500, AGAIN), error_reply(401), stream_reply(HELLO)) as server:
+            with self.azure(server, azure_ad_token_provider=self.tokens(), max_retries=1) as asker:
+                self.assertRaises(streamlite.AuthenticationError, ask, asker)
+                self.assertText(ask(asker), 'Hello world')
+            self.assertEqual([request.headers['authorization'] for request in server.requests],
+                             ['Bearer token-%s-%d' % (MARK, number) for number in (1, 2, 3)])
+
+    def test_a_provider_that_has_no_token_sends_nothing(self):
+        def fail():
+            raise LookupError('no login')
+
+        async def coroutine():
+            return 'token'
+
+        made = coroutine()
+        self.addCleanup(made.close)
+        ours = streamlite.OpenAIError, ValueError, TypeError
+        with Server() as server:
+            for name, provider, kind, word in (
+                    ('nothing', lambda: None, ours, 'function'),
+                    ('an empty text', str, ours, 'function'),
+                    ('a coroutine', lambda: made, ours, 'function'),
+                    ('its own error', fail, LookupError, 'no login')):
+                with self.subTest(name):
+                    with self.azure(server, azure_ad_token_provider=provider) as asker:
+                        with self.assertRaises(kind) as caught:
+                            ask(asker)
+                        self.assertSays(caught.exception, word)
+            self.assertEqual(server.requests, [])
+
+    def test_copies_keep_the_resource_and_may_change_how_they_prove_themselves(self):
+        token = 'token-' + MARK
+        as_token = {'authorization': 'Bearer ' + token}
+        with Server() as server:
+            with self.azure(server, azure_ad_token_provider=lambda: token,
+                            azure_deployment='dep') as asker:
+                for options, version, sent in (
+                        ({}, '2024-10-21', as_token), ({'timeout': 3}, '2024-10-21', as_token),
+                        ({'api_version': '2'}, '2', as_token),
+                        ({'api_key': KEY}, '2024-10-21', {'api-key': KEY}),
+                        ({'azure_ad_token': 'new-' + token}, '2024-10-21',
+                         {'authorization': 'Bearer new-' + token})):
+                    with self.subTest(options):
+                        self.assertText(ask(asker.with_options(**options)), 'Hello world')
+                        request = server.requests[-1]
+                        path = '/openai/deployments/dep/chat/completions?api-version='
+                        self.assertEqual(request.path, path + version)
+                        self.assertEqual(self.credentials(request), sent)
+
+    def test_azures_own_errors_and_filters_are_told(self):
+        words = 'The API deployment for this resource does not exist.'
+        missing = {'error': {'code': 'DeploymentNotFound', 'message': words}}
+        denied = {'statusCode': 401, 'message': 'Access denied due to invalid subscription key.'}
+        filtered = {'hate': {'filtered': False, 'severity': 'safe'}}
+        first = {'choices': [], 'id': '', 'model': '', 'object': '',
+                 'prompt_filter_results': [{'content_filter_results': filtered}]}
+        streamed = stream_reply(sse(first, delta('Hi'), STOP))
+        with Server(reply(404, {}, missing), reply(401, {}, denied), streamed) as server:
+            with self.azure(server, api_key=KEY) as asker:
+                with self.assertRaises(streamlite.NotFoundError) as caught:
+                    ask(asker)
+                self.assertSays(caught.exception, 'DeploymentNotFound', 'does not exist')
+                self.assertNotIn('/v1?', str(caught.exception), 'no advice that is wrong for Azure')
+                with self.assertRaises(streamlite.AuthenticationError) as caught:
+                    ask(asker)
+                self.assertSays(caught.exception, 'invalid subscription key')
+                stream = ask(asker)
+                found = next(stream).prompt_filter_results[0]['content_filter_results']
+                self.assertEqual(found, filtered)
+                self.assertText(stream, 'Hi')
+
+    def test_nothing_secret_is_shown(self):
+        token = 'token-' + MARK
+        for options, secret in (({'api_key': KEY}, KEY), ({'azure_ad_token': token}, token),
+                                ({'azure_ad_token_provider': lambda: token}, token)):
+            with Server(error_reply(400, message='you sent ' + secret)) as server:
+                with self.azure(server, **options) as asker:
+                    self.assertNotIn(MARK, repr(asker))
+                    with self.assertRaises(streamlite.BadRequestError) as caught:
+                        ask(asker)
+                    self.assertSays(caught.exception, 'you sent')
+
+
+class ProcessTest(TestCase):
+
+    program = """if True:
+        import logging, sys, threading
+        import streamlite
+        url = sys.argv[1]
+        with streamlite.OpenAI(api_key='k', base_url=url, max_retries=1) as client:
+            for stream in (True, False):
+                try:
+                    answer = client.chat.completions.create(model='m', messages=[], stream=stream)
+                    print((answer.collect() if stream else answer).choices[0].message.content)
+                except streamlite.APIError as error:
+                    print(type(error).__name__)
+        print(threading.active_count())
+    """
+
+    scripts = error_reply(503, AGAIN), stream_reply(HELLO), error_reply(400)
+
+    printed = 'Hello world\nBadRequestError\n1\n'
+
+    def run_program(self, before, *options, **environment):
+        with Server(*self.scripts) as server:
+            ran = run_python('-B', *options + ('-c', before + self.program, server.url),
+                             **environment)
+        self.assertEqual(ran, Ran(0, self.printed, ''))
+
+    @unittest.skipUnless(hasattr(sys, 'addaudithook'), 'Python 3.8 is the first with audit hooks')
+    def test_the_synchronous_path_writes_no_file_and_starts_nothing(self):
+        self.run_program("""if True:
+            import os, sys
+            writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+            refused = {'os.' + name for name in (
+                'system fork forkpty posix_spawn exec spawn mkdir remove rename truncate').split()}
+            refused |= {'_thread.start_new_thread', '_thread.start_joinable_thread'}
+            modules = {'subprocess', 'shutil', 'tempfile'}
+            def refuse(event, args):
+                if event == 'open':
+                    path, mode, flags = args
+                    writes = flags & writing or set(mode or '') & set('wax+')
+                    if writes and path != os.devnull:
+                        os.write(2, ('writes %r' % (path,)).encode())
+                elif event in refused or event.split('.')[0] in modules:
+                    os.write(2, event.encode())
+            sys.addaudithook(refuse)\n""")
+
+    def test_it_works_without_ssl(self):
+        blocked = "import sys\nsys.modules['_ssl'] = None\n"
+        self.run_program(blocked)
+        ran = run_python('-c', blocked + """if True:
+            import streamlite
+            try:
+                streamlite.OpenAI(api_key='k', base_url='https://127.0.0.1:1/v1').models.list()
+            except streamlite.OpenAIError as error:
+                print(error)
+        """)
+        self.assertEqual(ran.err, '')
+        self.assertIn('ssl', ran.out)
+
+    def test_it_works_isolated_and_in_an_ascii_locale(self):
+        path = "import sys\nsys.path.insert(0, %r)\n" % FOLDER
+        self.run_program(path, '-I', '-S', LANG='C', LC_ALL='C', PYTHONIOENCODING='')
+
+
+# --------------------------------------------------------------------------------------------------
+# Asynchronous clients: the same, without holding up the loop
+# --------------------------------------------------------------------------------------------------
 
 class AsyncClientTest(AsyncTestCase):
 
@@ -3818,7 +6038,8 @@ class AsyncClientTest(AsyncTestCase):
 
         async def collect(stream):
             completion = await stream.collect()
-            self.assertEqual((stream.completion, completion.choices[0].finish_reason), (completion, 'stop'))
+            self.assertEqual((stream.completion, completion.choices[0].finish_reason),
+                             (completion, 'stop'))
             return text_of(completion)
 
         async def begin_then_collect(stream):
@@ -3831,7 +6052,8 @@ class AsyncClientTest(AsyncTestCase):
             relayed = b''.join([part async for part in stream.sse()])
             events = [event.data for event in streamlite.SSEDecoder().feed(relayed)]
             self.assertEqual(events.pop(), '[DONE]')
-            return ''.join(json.loads(event)['choices'][0]['delta'].get('content', '') for event in events)
+            return ''.join(json.loads(event)['choices'][0]['delta'].get('content', '')
+                           for event in events)
 
         async def main(server):
             async with async_client(server) as asker:
@@ -3839,7 +6061,8 @@ class AsyncClientTest(AsyncTestCase):
                     with self.subTest(way.__name__):
                         stream = await ask(asker)
                         self.assertIsInstance(stream, streamlite.AsyncStream)
-                        self.assertEqual((stream.response.status_code, stream.response.request_id), (200, 'req-1'))
+                        self.assertEqual((stream.response.status_code, stream.response.request_id),
+                                         (200, 'req-1'))
                         self.assertEqual(await way(stream), 'Hello world')
                         self.assertLessEqual(stream.time_to_first_token, stream.elapsed)
 
@@ -3848,18 +6071,15 @@ class AsyncClientTest(AsyncTestCase):
             self.assertEqual(server.connections, 1, 'connections are reused here, too')
 
     def test_whole_replies_and_the_list_of_models(self):
-        whole = {'id': 'c', 'object': 'chat.completion', 'created': 1, 'model': 'm', 'choices': [
-            {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': 'Hello'}}]}
-        models = {'object': 'list', 'data': [{'id': 'm', 'object': 'model', 'created': 1, 'owned_by': 'us'}]}
-
         async def main(server):
             async with async_client(server) as asker:
-                self.assertText(await ask(asker, stream=False), 'Hello')
-                served = await asker.models.list()
-                self.assertEqual([model.id for model in served.data], ['m'])
-                self.assertEqual(await gather_text(await ask(asker.with_options(timeout=3))), 'Hello world')
+                self.assertText(await ask(asker, stream=False), 'Hello world')
+                models = await asker.models.list()
+                self.assertEqual([model.id for model in models.data], ['one', 'two'])
+                self.assertEqual(await gather_text(await ask(asker.with_options(timeout=3))),
+                                 'Hello world')
 
-        with Server(reply(200, {}, whole), reply(200, {}, models), stream_reply(HELLO)) as server:
+        with Server(reply(200, {}, WHOLE), reply(200, {}, MODELS), stream_reply(HELLO)) as server:
             self.run_async(main(server))
             self.assertEqual([request.path for request in server.requests],
                              ['/v1/chat/completions', '/v1/models', '/v1/chat/completions'])
@@ -3880,7 +6100,8 @@ class AsyncClientTest(AsyncTestCase):
 
         for key in (function, coroutine):
             keys[:] = KEY + '-2', KEY + '-1'
-            with self.subTest(key.__name__), Server(error_reply(503, AT_ONCE), stream_reply(HELLO)) as server:
+            scripts = error_reply(503, AGAIN), stream_reply(HELLO)
+            with self.subTest(key.__name__), Server(*scripts) as server:
                 self.assertEqual(self.run_async(main(server, key)), 'Hello world')
                 self.assertEqual([request.headers['authorization'] for request in server.requests],
                                  ['Bearer %s-1' % KEY, 'Bearer %s-2' % KEY])
@@ -3894,43 +6115,47 @@ class AsyncClientTest(AsyncTestCase):
             'ended without an end': stream_reply(HELLO_CUT),
             'silent': stall(WAITING),
             'silent from the start': stall(),
-            'bad chunk size': CHUNKED_HEAD + chunked(HELLO_CUT, last=False) + b'nonsense\r\n',
+            'bad chunk size': begun(HELLO_CUT) + b'nonsense\r\n',
             'bad JSON': stream_reply(HELLO_CUT + b'data: {oops\n\n'),
-            'HTML': stream_reply(b'<html><title>Log in</title></html>', headers={'Content-Type': 'text/html'}),
+            'HTML': stream_reply(b'<html><title>Log in</title></html>',
+                                 headers={'Content-Type': 'text/html'}),
             'an error event': stream_reply(HELLO_CUT + error_event),
             'an error event alone': stream_reply(error_event),
             'wrong key': error_reply(401, message='Incorrect API key'),
-            'rate limit': error_reply(429, AT_ONCE, message='Too fast'),
+            'rate limit': error_reply(429, AGAIN, message='Too fast'),
             'elsewhere': reply(302, {'Location': 'http://127.0.0.1:9/'}),
         }
 
         def told(error, text):
             remember(error)
             message = re.sub(r'\d+\.\d+ s', '# s', re.sub(r':\d+/', ':#/', str(error)))
-            return type(error).__name__, message, text, text_of(error.partial), error.attempts, error.code
+            return type(error).__name__, message, text, text_of(
+                error.partial), error.attempts, error.code
 
-        def ask_in_turn(server):
+        def ask_in_turn(server, options):
             texts = []
             with self.assertRaises(streamlite.APIError) as caught:
-                with client(server, timeout=0.3) as asker, ask(asker) as stream:
+                with client(server, **options) as asker, ask(asker) as stream:
                     texts.extend(stream.text())
             return told(caught.exception, ''.join(texts))
 
-        async def ask_at_once(server):
+        async def ask_at_once(server, options):
             texts = []
             with self.assertRaises(streamlite.APIError) as caught:
-                async with async_client(server, timeout=0.3) as asker, await ask(asker) as stream:
+                async with async_client(server, **options) as asker, await ask(asker) as stream:
                     async for text in stream.text():
                         texts.append(text)
             return told(caught.exception, ''.join(texts))
 
         async def main(servers):
-            return await asyncio.gather(*map(ask_at_once, servers))
+            return await asyncio.gather(*map(ask_at_once, servers, settings))
+
+        settings = [{'timeout': MEDIUM} if 'silent' in name else {} for name in faults]
 
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(faults)))
             servers = [stack.enter_context(Server(script)) for script in list(faults.values()) * 2]
-            expected = pool.map(ask_in_turn, servers[:len(faults)])
+            expected = pool.map(ask_in_turn, servers[:len(faults)], settings)
             found = dict(zip(faults, self.run_async(main(servers[len(faults):]))))
             expected = dict(zip(faults, expected))
         for name in faults:
@@ -3941,7 +6166,7 @@ class AsyncClientTest(AsyncTestCase):
         async def collect(stream):
             return text_of(await stream.collect())
 
-        ways = {'refused': (error_reply(503, AT_ONCE), gather_text),
+        ways = {'refused': (error_reply(503, AGAIN), gather_text),
                 'cut before the first chunk': (cut(CHUNKED_HEAD), gather_text),
                 'cut in the middle, unseen': (cut(WAITING), collect)}
 
@@ -3950,20 +6175,25 @@ class AsyncClientTest(AsyncTestCase):
                 return await use(await ask(asker))
 
         async def all_ways(servers):
-            return await asyncio.gather(*[main(server, use) for server, (_, use) in zip(servers, ways.values())])
+            return await asyncio.gather(*[main(server, use) for server,
+                                          (_, use) in zip(servers, ways.values())])
 
         with contextlib.ExitStack() as stack:
-            servers = [stack.enter_context(Server(script, stream_reply(HELLO))) for script, _ in ways.values()]
-            for name, text, server in zip(ways, self.run_async(all_ways(servers)), servers):
+            servers = [stack.enter_context(Server(script, stream_reply(HELLO))) for script,
+                       _ in ways.values()]
+            with no_waits():
+                texts = self.run_async(all_ways(servers))
+            for name, text, server in zip(ways, texts, servers):
                 self.assertEqual((text, len(server.requests)), ('Hello world', 2), name)
         with Server(cut(WAITING), stream_reply(HELLO)) as server:
             with self.assertRaises(streamlite.APIConnectionError) as caught:
                 self.run_async(main(server, gather_text))
-            self.assertEqual((text_of(caught.exception.partial), len(server.requests)), ('Hello ', 1))
+            self.assertEqual((text_of(caught.exception.partial), len(server.requests)),
+                             ('Hello ', 1))
 
     def test_the_deadline_holds_for_the_whole_call(self):
         async def main(server):
-            async with async_client(server, deadline=0.2) as asker:
+            async with async_client(server, deadline=SHORT) as asker:
                 with self.assertRaises(streamlite.APIError):
                     await gather_text(await ask(asker))
 
@@ -3972,7 +6202,7 @@ class AsyncClientTest(AsyncTestCase):
 
         late = error_reply(503, {'retry-after': '60'})
         with Server(stall()) as head, Server(stall(WAITING)) as body, Server(late) as pause:
-            with self.assertTakes(0.1, 1.5):
+            with self.assertPrompt():
                 self.run_async(in_each_phase(head, body, pause))
 
     def test_a_server_faster_than_its_reader_leaves_the_loop_to_others(self):
@@ -3990,23 +6220,22 @@ class AsyncClientTest(AsyncTestCase):
             task.cancel()
             return len(text), len(turns)
 
-        body = sse(*[delta('x' * 50)] * 5000 + [delta(finish_reason='stop')])
+        body = sse(*[delta('x' * 50)] * 5000 + [STOP])
         with Server(stream_reply(body)) as server:
             length, turns = self.run_async(main(server))
         self.assertEqual(length, 250000)
         self.assertGreater(turns, 10)
 
     def test_a_body_that_comes_to_nothing_leaves_the_loop_to_others(self):
-        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-        nothing = packer.flush() * 1000  # members of gzip that hold no byte
+        nothing = b'\x00\x00\x00\xff\xff' * 4000  # blocks of deflate that hold no byte
 
         def script(peer):
-            peer.send(head(200, {'Content-Encoding': 'gzip'}))
+            peer.send(head(200, GZIP) + zlib.compressobj(9, zlib.DEFLATED, 31).flush()[:10])
             while True:
                 peer.send(nothing)
 
         async def main(server):
-            async with async_client(server, deadline=0.2) as asker:
+            async with async_client(server, deadline=MEDIUM) as asker:
                 reading = asyncio.ensure_future(gather_text(await ask(asker)))
                 turns = 0
                 while not reading.done():
@@ -4017,7 +6246,8 @@ class AsyncClientTest(AsyncTestCase):
                 return turns
 
         with Server(script) as server:
-            self.assertGreater(self.run_async(main(server)), 10)
+            # A turn takes 15.6 ms where the clock goes in such steps.
+            self.assertGreater(self.run_async(main(server)), 3)
 
     def test_where_the_loop_cannot_watch_sockets_threads_read(self):
         async def stream(server):
@@ -4026,26 +6256,25 @@ class AsyncClientTest(AsyncTestCase):
 
         async def main(quiet, server, gone):
             waiting = [asyncio.ensure_future(stream(quiet)) for _ in range(12)]
-            while len(quiet.requests) < 12:
-                await asyncio.sleep(0.001)
-            self.assertEqual(await asyncio.wait_for(stream(server), 3), 'Hello world')  # less than they wait
+            await self.until(lambda: len(quiet.requests) == 12)
+            self.assertEqual(await asyncio.wait_for(stream(server), PROMPT), 'Hello world')
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
-            self.assertTrue(await self.happened(gone))
+            await self.until(gone.is_set)
 
-        gone = threading.Event()
-        with mock.patch.object(asyncio.SelectorEventLoop, 'add_reader', side_effect=NotImplementedError):
-            with Server(lambda peer: (peer.send(WAITING), peer.wait_closed() and gone.set())) as quiet:
-                with Server(stream_reply(HELLO)) as server:
-                    self.run_async(main(quiet, server, gone))
+        script, gone = watched()
+        with mock.patch.object(asyncio.SelectorEventLoop, 'add_reader',
+                               side_effect=NotImplementedError):
+            with Server(script) as quiet, Server(stream_reply(HELLO)) as server:
+                self.run_async(main(quiet, server, gone))
 
     def test_64_streams_run_beside_a_default_executor_that_is_full(self):
         release = threading.Event()
 
         async def main(server):
             loop = asyncio.get_event_loop()
-            jobs = [loop.run_in_executor(None, release.wait, 10) for _ in range(64)]
+            jobs = [loop.run_in_executor(None, release.wait, LONG) for _ in range(64)]
             async with async_client(server) as asker:
                 async def stream():
                     return await gather_text(await ask(asker))
@@ -4074,10 +6303,9 @@ class AsyncClientTest(AsyncTestCase):
         async def main(mute, server):
             async with async_client(mute, base_url='https://127.0.0.1:%d/v1' % mute.port) as lost:
                 hanging = [asyncio.ensure_future(ask(lost)) for _ in range(20)]
-                while mute.connections < 8:
-                    await asyncio.sleep(0.01)
+                await self.until(lambda: mute.connections >= 8)
                 try:
-                    return await asyncio.wait_for(stream(server), 3)  # less than the others wait
+                    return await asyncio.wait_for(stream(server), PROMPT)
                 finally:
                     for task in hanging:
                         task.cancel()
@@ -4089,7 +6317,8 @@ class AsyncClientTest(AsyncTestCase):
     def test_a_thread_that_cannot_be_started_is_a_connection_error(self):
         async def main(server):
             async with async_client(server) as asker:
-                with mock.patch.object(threading.Thread, 'start', side_effect=RuntimeError('no more threads')):
+                with mock.patch.object(threading.Thread, 'start',
+                                       side_effect=RuntimeError('no more threads')):
                     with self.assertRaises(streamlite.APIConnectionError) as caught:
                         await ask(asker)
                 self.assertSays(caught.exception, 'no more threads')
@@ -4109,12 +6338,13 @@ class AsyncClientTest(AsyncTestCase):
             start(thread)
 
         async def main(server):
-            async with async_client(server, deadline=3) as asker:
+            async with async_client(server, deadline=LONG) as asker:
                 async def stream():
                     return await gather_text(await ask(asker))
                 return await asyncio.gather(*[stream() for _ in range(16)], return_exceptions=True)
 
-        with Server(stream_reply(HELLO)) as server, mock.patch.object(threading.Thread, 'start', scarce):
+        few_threads = mock.patch.object(threading.Thread, 'start', scarce)
+        with Server(stream_reply(HELLO)) as server, few_threads:
             results = self.run_async(main(server))
         self.assertEqual([type(result) for result in results if result != 'Hello world'],
                          [streamlite.APIConnectionError] * 3)
@@ -4124,11 +6354,11 @@ class AsyncClientTest(AsyncTestCase):
             await asyncio.get_event_loop().create_future()
 
         async def main(server):
-            async with async_client(server, api_key=key, deadline=0.1) as asker:
+            async with async_client(server, api_key=key, deadline=SHORT) as asker:
                 with self.assertRaises(streamlite.APITimeoutError):
                     await ask(asker)
 
-        with Server() as server, self.assertTakes(0.1, 0.6):
+        with Server() as server, self.assertPrompt():
             self.run_async(main(server))
 
     def test_no_time_is_too_long(self):
@@ -4137,9 +6367,10 @@ class AsyncClientTest(AsyncTestCase):
                 return await gather_text(await ask(asker))
 
         for options in {'timeout': 1e12, 'deadline': 1e15}, {'timeout': None}:
-            rest = chunked(sse(delta('world'), delta(finish_reason='stop')))
+            rest = chunked(sse(delta('world'), STOP))
             with self.subTest(options), Server(
-                    lambda peer: (peer.send(WAITING), peer.wait_closed(0.05), peer.send(rest))) as server:
+                    lambda peer: (peer.send(WAITING), peer.wait_closed(0.05),
+                                  peer.send(rest))) as server:
                 self.assertEqual(self.run_async(main(server, options)), 'Hello world')
 
     def test_two_tasks_that_read_one_stream_are_told(self):
@@ -4148,27 +6379,26 @@ class AsyncClientTest(AsyncTestCase):
         async def main(server):
             async with async_client(server) as asker, await ask(asker) as stream:
                 first = asyncio.ensure_future(gather_text(stream))
-                while text_of(stream.completion) != 'Hello ':
-                    await asyncio.sleep(0.001)
+                await self.until(lambda: text_of(stream.completion) == 'Hello ')
                 with self.assertRaises(RuntimeError) as caught:
                     await stream.__anext__()
                 self.assertSays(caught.exception, 'another task')
                 more.set()
                 return await first
 
-        rest = chunked(sse(delta('world'), delta(finish_reason='stop')))
-        with Server(lambda peer: (peer.send(WAITING), more.wait(5), peer.send(rest))) as server:
+        rest = chunked(sse(delta('world'), STOP))
+        with Server(lambda peer: (peer.send(WAITING), more.wait(LONG), peer.send(rest))) as server:
             self.assertEqual(self.run_async(main(server)), 'Hello world')
 
-    @unittest.skipUnless(hasattr(os, 'fork'), 'no fork')
+    @unittest.skipUnless(hasattr(os, 'fork'), 'this system has no fork')
     def test_a_process_forked_while_openings_are_busy_opens_streams(self):
         async def stream(server):
-            async with async_client(server, deadline=5) as asker:
+            async with async_client(server, deadline=LONG) as asker:
                 return await gather_text(await ask(asker))
 
         def look_up(*args):
             if os.getpid() == parent:
-                answered.wait(5)
+                answered.wait(LONG)
             return known(*args)
 
         parent, known, answered = os.getpid(), socket.getaddrinfo, threading.Event()
@@ -4181,7 +6411,8 @@ class AsyncClientTest(AsyncTestCase):
                 child = os.fork()
             if not child:
                 try:
-                    os._exit(0 if asyncio_run(asyncio.wait_for(stream(server), 3)) == 'Hello world' else 1)
+                    text = asyncio_run(asyncio.wait_for(stream(server), PROMPT))
+                    os._exit(0 if text == 'Hello world' else 1)
                 finally:
                     os._exit(2)
             code = os.waitpid(child, 0)[1]
@@ -4201,14 +6432,240 @@ class AsyncClientTest(AsyncTestCase):
             self.run_async(asker.close())
             self.assertEqual(server.connections, 1)
 
+    def test_none_never_sends_a_key_where_it_was_not_meant_to_go(self):
+        async def main(asker, **changes):
+            async with asker.with_options(**changes) as changed:
+                return await gather_text(await ask(changed))
+
+        with Server() as server, Server() as other:
+            os.environ.update(OPENAI_API_KEY='environment-' + KEY, OPENAI_BASE_URL=other.url)
+            for changes in {'api_key': None}, {'base_url': None}:
+                with self.subTest(changes):
+                    text = self.run_async(main(async_client(server), **changes))
+                    self.assertEqual(text, 'Hello world')
+                    sent = server.requests[-1].headers['authorization']
+                    self.assertEqual((sent, other.requests), ('Bearer ' + KEY, []))
+
+    def test_models_are_iterated_in_every_way_and_a_client_tells_whether_it_is_closed(self):
+        page, one = reply(200, {}, MODELS), reply(200, {}, MODELS['data'][0])
+
+        async def main(server):
+            async with async_client(server, http_client=None) as asker:
+                self.assertEqual([model.id async for model in asker.models.list()], ['one', 'two'])
+                awaited = await asker.models.list()
+                self.assertEqual([model.id for model in awaited.data], ['one', 'two'])
+                self.assertEqual([model.id async for model in awaited], ['one', 'two'])
+                self.assertEqual((await asker.models.retrieve('one')).id, 'one')
+                self.assertIs(asker.is_closed(), False)
+            self.assertIs(asker.is_closed(), True)
+
+        with Server(page, page, one) as server:
+            self.run_async(main(server))
+            self.assertEqual([request.path for request in server.requests],
+                             ['/v1/models'] * 2 + ['/v1/models/one'])
+
+    large = chat('x' * (16 << 20))
+
+    async def end(self, tasks):
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def test_slow_uploads_hold_up_no_other_call(self):
+        async def main(deaf, server):
+            async with async_client(deaf) as loser, async_client(server) as asker:
+                uploads = [asyncio.ensure_future(ask(loser, messages=self.large)) for _ in range(4)]
+                try:
+                    await self.until(lambda: deaf.connections >= 2)
+                    stream = await asyncio.wait_for(ask(asker), PROMPT)
+                    return await gather_text(stream)
+                finally:
+                    await self.end(uploads)
+
+        with deaf_server() as deaf, Server() as server:
+            self.assertEqual(self.run_async(main(deaf, server)), 'Hello world')
+
+    def test_a_deadline_holds_while_a_call_waits_for_its_turn(self):
+        async def main(server, handler):
+            async with async_client(server, handlers=[handler]) as slow:
+                async with async_client(server, deadline=SHORT) as asker:
+                    others = [asyncio.ensure_future(ask(slow)) for _ in range(40)]
+                    try:
+                        await self.until(lambda: len(handler.busy) == 2)
+                        with self.assertRaises(streamlite.APITimeoutError):
+                            await asyncio.wait_for(ask(asker), PROMPT)
+                    finally:
+                        await self.end(others)
+                        handler.release.set()
+
+        with Server() as server:
+            self.run_async(main(server, Blocking()))
+
+    def test_callers_that_wait_for_a_thread_that_cannot_be_started_are_told(self):
+        start, blocking = threading.Thread.start, Blocking()
+
+        def scarce(thread):
+            if blocking.release.is_set() and thread.name == 'streamlite':
+                raise RuntimeError('no more threads')
+            start(thread)
+
+        async def main(server):
+            async with async_client(server, handlers=[blocking]) as slow:
+                async with async_client(server) as asker:
+                    first = [asyncio.ensure_future(ask(slow)) for _ in range(2)]
+                    await self.until(lambda: len(blocking.busy) == 2)
+                    calls = [asyncio.ensure_future(ask(asker)) for _ in range(300)]
+                    await asyncio.sleep(0)
+                    blocking.release.set()
+                    done, waiting = await asyncio.wait(calls + first, timeout=PROMPT)
+                    await self.end(waiting)
+                    self.assertEqual(len(waiting), 0)
+                    for task in done:
+                        if task.exception() is None:
+                            await task.result().close()
+                        else:
+                            self.assertIsInstance(task.exception(), streamlite.APIConnectionError)
+
+        self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(500)  # what is done for one must not be nested in another's
+        with Server() as server, mock.patch.object(threading.Thread, 'start', scarce):
+            self.run_async(main(server))
+
+    def test_a_small_compressed_reply_neither_stops_the_loop_nor_outlives_the_deadline(self):
+        many = b'{},' * ((4 << 20) // 3)
+        bombs = {
+            'choices': b'data: {"choices":[' + many + b'{}]}\n\n',
+            'objects in an event': b'data: ' + b'{"choices":[]}' * (2 << 16) + b'\n\n',
+        }
+
+        async def main(server):
+            gaps, over = [0.0], []
+            asyncio.get_event_loop().set_debug(False)  # which costs Python 3.6 most of the time
+
+            async def beat():
+                last = time.process_time()  # which no other process can make longer
+                while not over:
+                    await asyncio.sleep(0.01)
+                    gaps.append(time.process_time() - last)
+                    last = time.process_time()
+
+            beating = asyncio.ensure_future(beat())
+            start = time.monotonic()
+            async with async_client(server, deadline=1) as asker:
+                try:
+                    await gather_text(await ask(asker))
+                except streamlite.APIError as error:
+                    remember(error)
+                seconds = time.monotonic() - start
+            over.append(True)
+            await beating
+            return max(gaps), seconds
+
+        for name, bomb in bombs.items():
+            with self.subTest(name), Server(packed_reply(bomb)) as server:
+                gap, seconds = self.run_async(main(server))
+                self.assertLess(gap, 3)  # seconds of this process's own time
+                self.assertLess(seconds, PROMPT)
+
+    def test_an_error_of_a_handler_is_not_called_a_lack_of_threads(self):
+        class Broken(urllib.request.BaseHandler):
+            def http_request(self, request):
+                raise RuntimeError('mine')
+
+        def key():
+            raise RuntimeError('mine')
+
+        async def main(server, options):
+            async with async_client(server, **options) as asker:
+                with self.assertRaises((RuntimeError, streamlite.OpenAIError)) as caught:
+                    await ask(asker)
+                return caught.exception
+
+        for options in {'handlers': [Broken()]}, {'api_key': key}:
+            with self.subTest(list(options)), Server() as server:
+                error = self.run_async(main(server, options))
+                self.assertIn('mine', str(error))
+                self.assertNotIn('thread', str(error))
+
+    def test_a_time_out_of_the_caller_s_own_is_not_called_the_deadline(self):
+        own = asyncio.TimeoutError('mine')
+
+        async def key():
+            raise own
+
+        async def main(server, options):
+            async with async_client(server, api_key=key, **options) as asker:
+                with self.assertRaises((asyncio.TimeoutError, streamlite.OpenAIError)) as caught:
+                    await ask(asker)
+                return caught.exception
+
+        for options in {}, {'deadline': 60}:
+            with self.subTest(options), Server() as server:
+                error = self.run_async(main(server, options))
+                self.assertNotIn('deadline', str(error))
+                self.assertTrue(error is own or error.__cause__ is own, repr(error))
+
+
+class AsyncAzureTest(AzureTestCase):
+
+    def test_tokens_come_from_functions_of_both_kinds(self):
+        async def main(server, provider):
+            async with self.azure(server, streamlite.AsyncAzureOpenAI, max_retries=1,
+                                  azure_ad_token_provider=provider) as asker:
+                self.assertIsInstance(asker, streamlite.AsyncOpenAI)
+                self.assertEqual(await gather_text(await ask(asker)), 'Hello world')
+                self.assertEqual(text_of(await ask(asker, stream=False)), 'Hello world')
+
+        def later(tokens):
+            async def token():
+                await asyncio.sleep(0)
+                return tokens()
+
+            return token
+
+        answers = error_reply(500, AGAIN), stream_reply(HELLO), reply(200, {}, WHOLE)
+        for name, provider in (('a function', self.tokens()),
+                               ('a coroutine function', later(self.tokens()))):
+            with self.subTest(name), Server(*answers) as server:
+                self.run_async(main(server, provider))
+                self.assertEqual([(request.path, request.headers['authorization'])
+                                  for request in server.requests],
+                                 [(self.PATH, 'Bearer token-%s-%d' % (MARK, number))
+                                  for number in (1, 2, 3)])
+
+    def test_a_key_may_come_from_a_coroutine(self):
+        async def key():
+            return KEY
+
+        async def main(server):
+            async with self.azure(server, streamlite.AsyncAzureOpenAI, api_key=key) as asker:
+                for one in asker, asker.with_options(timeout=3):
+                    self.assertEqual(await gather_text(await ask(one)), 'Hello world')
+
+        with Server() as server:
+            self.run_async(main(server))
+            for request in server.requests:
+                self.assertEqual((request.path, self.credentials(request)),
+                                 (self.PATH, {'api-key': KEY}))
+
+    def test_a_provider_that_has_no_token_sends_nothing(self):
+        async def nothing():
+            return ''
+
+        async def main(server):
+            async with self.azure(server, streamlite.AsyncAzureOpenAI,
+                                  azure_ad_token_provider=nothing) as asker:
+                with self.assertRaises((streamlite.OpenAIError, ValueError)) as caught:
+                    await ask(asker)
+                self.assertSays(caught.exception, 'function')
+
+        with Server() as server:
+            self.run_async(main(server))
+            self.assertEqual(server.requests, [])
+
 
 class AsyncEndTest(AsyncTestCase):
     """A stream that is given up ends its connection, so that the server stops generating."""
-
-    def watched(self, data=WAITING):
-        """A server that says `data`, and an Event: its client has gone."""
-        gone = threading.Event()
-        return Server(lambda peer: (peer.send(data), peer.wait_closed() and gone.set())), gone
 
     def test_cancelling_the_task_ends_the_connection(self):
         async def create(asker, ready):
@@ -4246,18 +6703,17 @@ class AsyncEndTest(AsyncTestCase):
                 ready = asyncio.get_event_loop().create_future()
                 task = asyncio.ensure_future(way(asker, ready))
                 await ready
-                while not server.requests:
-                    await asyncio.sleep(0.001)
+                await self.until(lambda: server.requests)
                 self.assertFalse(gone.is_set())
                 task.cancel()
-                self.assertTrue(await self.happened(gone))
+                await self.until(gone.is_set)
                 with self.assertRaises(asyncio.CancelledError):
                     await task
 
         for way, data in ((create, b''), (read, WAITING), (collect, WAITING), (loop_body, WAITING),
                           (loop_body_in_a_block, WAITING), (relay, WAITING)):
-            server, gone = self.watched(data)
-            with self.subTest(way.__name__), server:
+            script, gone = watched(data)
+            with self.subTest(way.__name__), Server(script) as server:
                 self.run_async(main(server, way, gone))
 
     def test_a_timeout_of_asyncio_ends_the_connection(self):
@@ -4265,10 +6721,10 @@ class AsyncEndTest(AsyncTestCase):
             async with async_client(server) as asker:
                 with self.assertRaises(asyncio.TimeoutError):
                     await asyncio.wait_for(gather_text(await ask(asker)), 0.05)
-                self.assertTrue(await self.happened(gone))
+                await self.until(gone.is_set)
 
-        server, gone = self.watched()
-        with server:
+        script, gone = watched()
+        with Server(script) as server:
             self.run_async(main(server, gone))
 
     def test_a_cancellation_that_the_task_survives_ends_the_connection(self):
@@ -4276,20 +6732,19 @@ class AsyncEndTest(AsyncTestCase):
             async def survive(stream):
                 with contextlib.suppress(asyncio.CancelledError):
                     await gather_text(stream)
-                self.assertTrue(await self.happened(gone))
+                await self.until(gone.is_set)
                 with self.assertRaises(streamlite.APIConnectionError):
                     await gather_text(stream)
 
             async with async_client(server) as asker:
                 stream = await ask(asker)
                 task = asyncio.ensure_future(survive(stream))
-                while text_of(stream.completion) != 'Hello ':
-                    await asyncio.sleep(0.001)
+                await self.until(lambda: text_of(stream.completion) == 'Hello ')
                 task.cancel()
                 await task
 
-        server, gone = self.watched()
-        with server:
+        script, gone = watched()
+        with Server(script) as server:
             self.run_async(main(server, gone))
 
     def test_no_text_is_lost_wherever_a_cancellation_hits(self):
@@ -4308,17 +6763,19 @@ class AsyncEndTest(AsyncTestCase):
                 task = asyncio.ensure_future(persist(await ask(asker), texts))
                 for _ in range(turns):
                     await asyncio.sleep(0)
+                if not turns:
+                    await self.until(lambda: ''.join(texts) == 'Hello ')
                 task.cancel()
                 more.set()
                 with self.assertRaises(streamlite.APIConnectionError):
                     await task
                 return ''.join(texts)
 
-        rest = chunked(sse(delta('world'), delta(finish_reason='stop')))
+        rest = chunked(sse(delta('world'), STOP))
         seen = set()
-        for turns in range(1, 8):
+        for turns in range(8):
             more = threading.Event()
-            script = lambda peer, more=more: (peer.send(WAITING), more.wait(5), peer.send(rest))
+            script = lambda peer, more=more: (peer.send(WAITING), more.wait(LONG), peer.send(rest))
             with self.subTest(turns), Server(script) as server:
                 seen.add(self.run_async(main(server, turns)))
         self.assertIn('Hello ', seen)
@@ -4336,7 +6793,7 @@ class AsyncEndTest(AsyncTestCase):
                 gc.collect()
                 async with await ask(asker) as stream:
                     await stream.__anext__()
-                    self.assertEqual(len(current()._callbacks), before + 1)
+                    self.assertLessEqual(len(current()._callbacks), before + 1)
             self.assertEqual(len(current()._callbacks or ()), before)
 
         with Server(stream_reply(HELLO)) as server:
@@ -4356,12 +6813,12 @@ class AsyncEndTest(AsyncTestCase):
             async with async_client(server) as asker:
                 stream = await ask(asker)
                 await way(stream)
-                self.assertTrue(await self.happened(gone))
+                await self.until(gone.is_set)
                 self.assertEqual(text_of(stream.completion), 'Hel')
 
         for way in (leave, close):
-            server, gone = self.watched()
-            with self.subTest(way.__name__), server:
+            script, gone = watched()
+            with self.subTest(way.__name__), Server(script) as server:
                 self.run_async(main(server, way, gone))
 
     def test_close_ends_a_wait_in_another_task(self):
@@ -4369,15 +6826,14 @@ class AsyncEndTest(AsyncTestCase):
             async with async_client(server) as asker:
                 stream = await ask(asker)
                 reading = asyncio.ensure_future(gather_text(stream))
-                while text_of(stream.completion) != 'Hello ':
-                    await asyncio.sleep(0.001)
+                await self.until(lambda: text_of(stream.completion) == 'Hello ')
                 await stream.close()
                 with self.assertRaises(streamlite.APIConnectionError):
-                    await asyncio.wait_for(reading, 1)
-                self.assertTrue(await self.happened(gone))
+                    await asyncio.wait_for(reading, PROMPT)
+                await self.until(gone.is_set)
 
-        server, gone = self.watched()
-        with server:
+        script, gone = watched()
+        with Server(script) as server:
             self.run_async(main(server, gone))
 
     def test_an_abandoned_stream_leaves_nothing(self):
@@ -4385,7 +6841,7 @@ class AsyncEndTest(AsyncTestCase):
             async with async_client(server) as asker:
                 await way(asker)
                 gc.collect()
-                self.assertTrue(await self.happened(gone))
+                await self.until(gone.is_set)
 
         async def never_iterated(asker):
             await ask(asker)
@@ -4403,35 +6859,35 @@ class AsyncEndTest(AsyncTestCase):
                 break
 
         for way in (never_iterated, begun, broken_off, text_broken_off):
-            server, gone = self.watched()
-            with self.subTest(way.__name__), server:
+            script, gone = watched()
+            with self.subTest(way.__name__), Server(script) as server:
                 self.run_async(main(server, way, gone))
 
     def test_a_loop_that_is_closed_under_a_stream_ends_it_silently(self):
-        server, gone = self.watched()
-        with server:
+        script, gone = watched()
+        with Server(script) as server:
             loop = asyncio.new_event_loop()
             stream = loop.run_until_complete(ask(async_client(server)))
             loop.run_until_complete(stream.__anext__())
             loop.close()
             del stream
-            gc.collect()
-            self.assertTrue(gone.wait(2))
+            self.wait_until(lambda: gc.collect() >= 0 and gone.is_set())
         self.assertEqual(self.complaints, [])
-        # one that waits, too: asyncio complains of the task, but nothing of ours
-        server, gone = self.watched()
-        with server, contextlib.redirect_stderr(io.StringIO()) as said:
+        # So it ends one that waits: asyncio complains of the task, but nothing of ours.
+        async def read():
+            async for text in (await ask(async_client(server))).text():
+                texts.append(text)
+
+        (script, gone), texts = watched(), []
+        with Server(script) as server, contextlib.redirect_stderr(io.StringIO()) as said:
             loop = asyncio.new_event_loop()
-            reading = asyncio.ensure_future(self.read_all(server), loop=loop)
-            loop.run_until_complete(asyncio.wait([reading], timeout=0.1))
+            reading = asyncio.ensure_future(read(), loop=loop)
+            loop.run_until_complete(self.until(lambda: len(texts) == 2))
             loop.close()
             del reading
-            gc.collect()
-            self.assertTrue(gone.wait(2))
+            # The thread that opened it may hold it a moment longer, and it is part of a cycle.
+            self.wait_until(lambda: gc.collect() >= 0 and gone.is_set())
         self.assertEqual(said.getvalue(), '')
-
-    async def read_all(self, server):
-        return await gather_text(await ask(async_client(server)))
 
     def test_a_slow_reader_slows_the_server_down(self):
         sent = []
@@ -4456,114 +6912,81 @@ class AsyncEndTest(AsyncTestCase):
             self.run_async(main(server))
         self.assertLess(sum(sent), 16e6, 'of %d that it would send' % 37e6)
 
+    def check_close(self, close, *scripts):
+        async def main(server):
+            async with async_client(server, max_retries=3) as asker:
+                stream = await ask(asker)
+                reading = asyncio.ensure_future(gather_text(stream))
+                await self.until(lambda: len(server.requests) == len(scripts))
+                await asyncio.sleep(0.05)  # by now it waits
+                thread = threading.Thread(target=close, args=[stream])
+                thread.start()
+                with self.assertRaises(streamlite.APIConnectionError):
+                    await asyncio.wait_for(reading, PROMPT)
+                await self.until(lambda: not thread.is_alive())
 
-# ---- the relay to a browser ----------------------------------------------------------------------
+        with no_waits(), Server(*scripts) as server:
+            self.run_async(main(server))
 
-class RelayTest(AsyncTestCase):
+    def test_close_in_another_loop_wakes_the_reader(self):
+        def in_another_loop(stream):
+            asyncio_run(stream.close())
 
-    def relayed(self, server, **options):
-        """The events that a browser gets, from the synchronous and from the asynchronous client: they are the same."""
-        with client(server, **options) as asker, ask(asker) as stream:
-            one = b''.join(stream.sse())
+        refused = error_reply(503, {'Retry-After': '60'})
+        with self.subTest(waits='for an event'):
+            self.check_close(in_another_loop, stall(WAITING))
+        with self.subTest(waits='between attempts'):
+            self.check_close(in_another_loop, cut(CHUNKED_HEAD), refused)
+        with self.subTest(waits='for an event, where the loop cannot watch sockets'):
+            unable = NotImplementedError
+            with mock.patch.object(asyncio.SelectorEventLoop, 'add_reader', side_effect=unable):
+                self.check_close(in_another_loop, stall(WAITING))
 
-        async def main():
-            async with async_client(server, **options) as asker, await ask(asker) as stream:
-                return b''.join([part async for part in stream.sse()])
+    def test_random_cancellations_leave_nothing_and_spoil_no_other_call(self):
+        chance = random.Random(11)
 
-        other = self.run_async(main())
-        self.assertEqual(one, other)
-        SAID.append(one.decode())
-        return streamlite.SSEDecoder().feed(one)
-
-    def test_a_browser_gets_every_chunk_as_it_was(self):
-        text = 'two\nlines\r\n\r\nand "quotes", \u2028, </script>, \U0001f600, data: x\n\n'
-        with Server(stream_reply(sse(delta(text), delta(finish_reason='stop', vendor={'a': [1]})))) as server:
-            *chunks, done = self.relayed(server)
-        self.assertEqual((done.event, done.data), ('message', '[DONE]'))
-        self.assertEqual([event.event for event in chunks], ['message'] * 2)
-        first, last = (json.loads(event.data)['choices'][0] for event in chunks)
-        self.assertEqual(first['delta']['content'], text)
-        self.assertEqual((last['finish_reason'], last['delta']['vendor']), ('stop', {'a': [1]}))
-
-    def test_an_event_goes_out_with_the_chunk_that_came(self):
-        more = threading.Event()
-
-        def script(peer):
-            peer.send(WAITING)
-            more.wait(5)
-            peer.send(chunked(sse(delta(finish_reason='stop'))))
-
-        with Server(script) as server, client(server) as asker, ask(asker) as stream:
-            events = stream.sse()
-            self.assertIn(b'Hel', next(events))
-            self.assertIn(b'lo ', next(events))
-            more.set()
-            self.assertEqual(len(list(events)), 2)
-
-    def test_an_error_is_an_event_that_tells_no_secret(self):
-        error_event = {'error': {'message': 'the model fell over', 'type': 'overloaded', 'code': 503}}
-        for name, script, kind, words in (
-                ('the server\'s own', stream_reply(HELLO_CUT + sse(error_event)), 'overloaded', 'the model fell over'),
-                ('cut', cut(WAITING), 'APIConnectionError', 'lost'),
-                ('silent', stall(WAITING), 'APITimeoutError', 'time'),
-                ('foreign', stream_reply(HELLO_CUT + b'data: <html>\n\n'), 'APIResponseValidationError', 'else')):
-            with self.subTest(name), Server(script) as server:
-                *chunks, last = self.relayed(server, timeout=0.1 if name == 'silent' else 5)
-                self.assertEqual([event.event for event in chunks], ['message'] * 2, 'what came before it is relayed')
-                self.assertEqual(last.event, 'error')
-                error = json.loads(last.data)['error']
-                self.assertEqual(error['type'], kind)
-                self.assertIn(words, error['message'])
-                for secret in ('127.0.0.1', str(server.port), 'html'):
-                    self.assertNotIn(secret, last.data)
-
-    def test_a_page_of_a_proxy_is_not_shown(self):
-        page = reply(502, {}, b'<html><title>Bad gateway at backend-7.internal</title></html>')
-        with Server(cut(CHUNKED_HEAD), page, cut(CHUNKED_HEAD), page) as server:
-            with mock.patch('random.random', return_value=4):  # no wait between attempts
-                event, = self.relayed(server, max_retries=1)
-            self.assertEqual(len(server.requests), 4)
-        self.assertEqual((event.event, json.loads(event.data)['error']['type']), ('error', 'InternalServerError'))
-        for word in 'internal', 'html', 'gateway':
-            self.assertNotIn(word, event.data)
-
-    def test_what_is_nested_too_deeply_is_an_error_event(self):
-        deep = '{"choices": [], "x": %s%s}' % ('[' * 300, ']' * 300)
-        with Server(stream_reply(sse(delta('Hi'), deep, delta(finish_reason='stop')))) as server:
-            first, last = self.relayed(server)
-        self.assertEqual((first.event, last.event), ('message', 'error'))
-
-    def test_a_browser_that_goes_away_ends_the_upstream_stream(self):
-        gone = threading.Event()
-
-        def script(peer):
-            peer.send(WAITING)
-            if peer.wait_closed():
-                gone.set()
-
-        with Server(script) as server, client(server) as asker:
-            events = ask(asker).sse()
-            next(events)
-            events.close()
-            self.assertTrue(gone.wait(1))
-        gone.clear()
+        async def one(asker):
+            return await gather_text(await ask(asker))
 
         async def main(server):
             async with async_client(server) as asker:
-                events = (await ask(asker)).sse()
-                await events.__anext__()
-                await events.aclose()
-                self.assertTrue(await self.happened(gone))
+                for _ in range(8):
+                    tasks = [asyncio.ensure_future(one(asker)) for _ in range(12)]
+                    for task in tasks:
+                        await asyncio.sleep(chance.random() * 0.003)
+                        if chance.random() < 0.8:
+                            task.cancel()
+                    for result in await asyncio.gather(*tasks, return_exceptions=True):
+                        if not isinstance(result, asyncio.CancelledError):
+                            self.assertEqual(result, 'Hello world')
+                return await one(asker)
 
-        with Server(script) as server:
-            self.run_async(main(server))
+        with Server() as server:
+            self.assertEqual(self.run_async(main(server)), 'Hello world')
+
+    def test_streams_and_clients_lost_in_a_cycle_leave_no_warning(self):
+        async def main(server):
+            asker = async_client(server)
+            stream = await ask(asker)
+            await stream.__anext__()
+            cycle = {'stream': stream, 'client': asker}
+            cycle['itself'] = cycle
+            del stream, asker, cycle
+            gc.collect()  # a warning of an unclosed socket would fail this test
+
+        for script in stream_reply(HELLO), stall(WAITING):
+            with Server(script) as server:
+                self.run_async(main(server))
 
 
-# ---- the demo server -----------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Demo server: a server to try things with
+# --------------------------------------------------------------------------------------------------
 
-WEATHER = {'type': 'function', 'function': {'name': 'get_weather', 'description': 'The weather of a place',
-                                            'parameters': {'type': 'object', 'required': ['location'],
-                                                           'properties': {'location': {'type': 'string'}}}}}
+WEATHER = {'type': 'function', 'function': {
+    'name': 'get_weather', 'description': 'The weather of a place', 'parameters': {
+        'type': 'object', 'required': ['location'],
+        'properties': {'location': {'type': 'string'}}}}}
 
 
 class DemoServerTest(TestCase):
@@ -4581,7 +7004,8 @@ class DemoServerTest(TestCase):
         self.assertGreater(len(pieces), 10)
         self.assertIn('not a language model', ''.join(pieces))
         self.assertEqual(''.join(pieces), text_of(stream.completion))
-        self.assertEqual((stream.completion.choices[0].finish_reason, stream.completion.usage), ('stop', None))
+        self.assertEqual((stream.completion.choices[0].finish_reason, stream.completion.usage),
+                         ('stop', None))
         self.assertTrue(stream.response.request_id)
 
     def test_a_whole_reply_is_the_stream_put_together(self):
@@ -4596,7 +7020,8 @@ class DemoServerTest(TestCase):
             *chunks, last = stream
         self.assertTrue(all(chunk.usage is None for chunk in chunks))
         self.assertEqual(last.choices, [])
-        self.assertEqual(last.usage.total_tokens, last.usage.prompt_tokens + last.usage.completion_tokens)
+        self.assertEqual(last.usage.total_tokens,
+                         last.usage.prompt_tokens + last.usage.completion_tokens)
         self.assertEqual(last.usage.completion_tokens, len(chunks) - 1)
 
     def test_tools_are_called_in_fragments_and_their_answer_is_taken(self):
@@ -4608,14 +7033,18 @@ class DemoServerTest(TestCase):
         call, = choice.message.tool_calls
         self.assertEqual((choice.finish_reason, call.function.name), ('tool_calls', 'get_weather'))
         self.assertEqual(call.function.parsed_arguments, {'location': 'Berlin'})
-        messages += [choice.message, {'role': 'tool', 'tool_call_id': call.id, 'content': '9 degrees'}]
-        self.assertIn('9 degrees', text_of(ask(self.client, messages=messages, tools=[WEATHER]).collect()))
+        messages += [choice.message,
+                     {'role': 'tool', 'tool_call_id': call.id, 'content': '9 degrees'}]
+        self.assertIn('9 degrees',
+                      text_of(ask(self.client, messages=messages, tools=[WEATHER]).collect()))
 
     def test_the_length_and_the_number_of_answers_can_be_set(self):
         for name, value, length in (('max_tokens', 3, 3), ('max_completion_tokens', 2, 2)):
             completion = ask(self.client, n=2, **{name: value}).collect()
-            self.assertEqual([len(choice.message.content.split()) for choice in completion.choices], [length] * 2)
-            self.assertEqual([choice.finish_reason for choice in completion.choices], ['length'] * 2)
+            self.assertEqual([len(choice.message.content.split()) for choice in completion.choices],
+                             [length] * 2)
+            self.assertEqual([choice.finish_reason for choice in completion.choices],
+                             ['length'] * 2)
 
     def test_the_models_are_listed_and_the_misbehaving_ones_are_among_them(self):
         names = [model.id for model in self.client.models.list()]
@@ -4629,8 +7058,10 @@ class DemoServerTest(TestCase):
         self.assertTrue(caught.exception.retry_after)
 
     def test_a_stream_can_fail_in_the_middle(self):
-        for model, kind, not_kind in (('demo-error', streamlite.APIError, streamlite.APIConnectionError),
-                                      ('demo-lost', streamlite.APIConnectionError, streamlite.APITimeoutError)):
+        for model, kind, not_kind in (('demo-error', streamlite.APIError,
+                                       streamlite.APIConnectionError),
+                                      ('demo-lost', streamlite.APIConnectionError,
+                                       streamlite.APITimeoutError)):
             with self.subTest(model):
                 texts = []
                 with self.assertRaises(kind) as caught:
@@ -4643,7 +7074,8 @@ class DemoServerTest(TestCase):
                 ('key', {'api_key': 'wrong'}, {}, streamlite.AuthenticationError),
                 ('model', {}, {'model': 'no-such-model'}, streamlite.NotFoundError),
                 ('tools', {}, {'tools': [1]}, streamlite.BadRequestError),
-                ('path', {'base_url': self.server.base_url + '/elsewhere'}, {}, streamlite.NotFoundError)):
+                ('path', {'base_url': self.server.base_url + '/elsewhere'}, {},
+                 streamlite.NotFoundError)):
             with self.subTest(name), self.client.with_options(max_retries=0, **settings) as asker:
                 with self.assertRaises(kind):
                     ask(asker, **options)
@@ -4652,37 +7084,34 @@ class DemoServerTest(TestCase):
                         asker.models.list()
 
     def test_it_stops_working_for_a_client_that_has_gone(self):
-        with streamlite.DemoServer(delay=0.01) as server, streamlite.OpenAI(base_url=server.base_url) as asker:
+        with streamlite.DemoServer(delay=0.01) as server, streamlite.OpenAI(
+            base_url=server.base_url) as asker:
             with ask(asker) as stream:
                 next(stream)
                 self.assertEqual(server.active, 1)
-            end = time.monotonic() + 2
-            while server.active and time.monotonic() < end:
-                time.sleep(0.001)
-            self.assertEqual(server.active, 0)
+            self.wait_until(lambda: server.active == 0)
 
 
-# ---- the command in pipes ------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Command line: in this process, in one of its own, and on a terminal
+# --------------------------------------------------------------------------------------------------
 
-SCRIPT = os.path.abspath(streamlite.__file__)
-COMMAND = [sys.executable, '-m', os.path.basename(SCRIPT)[:-3]]  # from FOLDER; a script would be compiled every time
-Ran = collections.namedtuple('Ran', 'code out err')  # an exit code, and what was said on the two outputs
+# From FOLDER: a script would be compiled every time.
+COMMAND = [sys.executable, '-m', os.path.basename(SCRIPT)[:-3]]
 
 
-def command(*arguments, start=COMMAND, input=b'', cwd=FOLDER, **environment):
+def command(*arguments, **options):
     """Run `python -m streamlite ARGUMENTS` in a process of its own, with pipes."""
-    done = subprocess.run(start + list(arguments), input=input, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          cwd=cwd, env=dict(os.environ, **environment), timeout=20)
-    ran = Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
-    SAID.extend(ran[1:])
-    return ran
+    return run_python(*COMMAND[1:] + list(arguments), **options)
 
 
 def run_main(*arguments, input='', stdin=None, stderr=None, **environment):
     """The same in this process, without the tenth of a second that a new one takes."""
     stdin = stdin or io.TextIOWrapper(io.BytesIO(input.encode()), encoding='utf-8')
-    stdout, stderr = io.TextIOWrapper(io.BytesIO(), encoding='utf-8', newline=''), stderr or io.StringIO()
-    with mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr), mock.patch.dict(os.environ, environment):
+    stdout, stderr = io.TextIOWrapper(io.BytesIO(), encoding='utf-8',
+                                      newline=''), stderr or io.StringIO()
+    with mock.patch.multiple(sys, stdin=stdin, stdout=stdout,
+                             stderr=stderr), mock.patch.dict(os.environ, environment):
         try:
             code = streamlite.main(list(arguments))
         except SystemExit as error:  # argparse's way
@@ -4701,9 +7130,7 @@ class CommandTestCase(TestCase):
 
     def serve(self, *scripts):
         """A server, at which the command asks."""
-        server = Server(*scripts)
-        server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
+        server = super().serve(*scripts)
         os.environ['OPENAI_BASE_URL'] = server.url
         return server
 
@@ -4721,13 +7148,13 @@ class CommandTestCase(TestCase):
 class CommandTest(CommandTestCase):
 
     def test_the_answer_and_nothing_else_goes_to_standard_output(self):
-        thinking = sse(delta(reasoning_content='I think'), delta('Hello\nworld'), delta(finish_reason='stop'))
+        thinking = sse(delta(reasoning_content='I think'), delta('Hello\nworld'), STOP)
         for name, stream, out in (('a newline is added', HELLO, 'Hello world\n'),
-                                  ('but no second one', sse(delta('Hi\n'), delta(finish_reason='stop')), 'Hi\n'),
+                                  ('but no second one', sse(delta('Hi\n'), STOP), 'Hi\n'),
                                   ('reasoning is not shown in a pipe', thinking, 'Hello\nworld\n'),
                                   ('what a terminal would act on is data here', sse(
-                                      delta('\x1b[1m\x07'), delta(finish_reason='stop')), '\x1b[1m\x07\n'),
-                                  ('nothing', sse(delta(finish_reason='stop')), '')):
+                                      delta('\x1b[1m\x07'), STOP), '\x1b[1m\x07\n'),
+                                  ('nothing', sse(STOP), '')):
             with self.subTest(name):
                 self.serve(stream_reply(stream))
                 self.assertEqual(run_main('hi'), Ran(0, out, ''))
@@ -4739,34 +7166,37 @@ class CommandTest(CommandTestCase):
                 ('wherever the options are', ['why', '-m', 'm', 'did', '--usage', 'this fail?'], '',
                  'why did this fail?'),
                 ('a dash behind an option', ['sum', '-m', 'm', '-'], 'line 1\n', 'line 1\n\nsum'),
-                ('standard input goes before them', ['why?'], 'line 1\nline 2\n', 'line 1\nline 2\n\nwhy?'),
+                ('standard input goes before them', ['why?'], 'line 1\nline 2\n',
+                 'line 1\nline 2\n\nwhy?'),
                 ('standard input alone', [], 'Say hello.\n', 'Say hello.'),
                 ('the same, said with a dash', ['-'], 'Say hello.\n', 'Say hello.'),
                 ('a byte order mark is none of the text', ['-'], '\ufeffcaf\xe9', 'caf\xe9')):
             with self.subTest(name):
                 self.assertEqual(run_main(*arguments, input=piped).code, 0)
-                self.assertEqual(server.requests[-1].json['messages'], [{'role': 'user', 'content': content}])
+                self.assertEqual(server.requests[-1].json['messages'],
+                                 [{'role': 'user', 'content': content}])
 
     def test_a_standard_input_that_brings_nothing_is_waited_for_with_a_word(self):
-        class Sooner(threading.Timer):
-            def __init__(self, interval, *args):
-                super().__init__(interval / 100, *args)
-
         class Told(io.StringIO):
             def write(self, text):
                 told.set()
                 return super().write(text)
 
-        told, ended = threading.Event(), []
+        # The clock goes a hundred times as fast until the word has come.
+        told, ended, now = threading.Event(), [], time.monotonic
+        began = now()
+        fast = mock.patch('time.monotonic', lambda: now() + (
+            0 if told.is_set() else 99 * (now() - began)))
         server = self.serve()
         reading, writing = os.pipe()
-        with io.open(reading, encoding='utf-8') as stdin, mock.patch.object(threading, 'Timer', Sooner):
-            thread = threading.Thread(target=lambda: ended.append(run_main('why?', stdin=stdin, stderr=Told())))
+        with io.open(reading, encoding='utf-8') as stdin, fast:
+            thread = threading.Thread(
+                target=lambda: ended.append(run_main('why?', stdin=stdin, stderr=Told())))
             thread.start()
-            self.assertTrue(told.wait(5))
+            self.assertTrue(told.wait(LONG))
             os.write(writing, b'late')
             os.close(writing)
-            thread.join(5)
+            thread.join(LONG)
         self.assertEqual((ended[0].code, ended[0].out), (0, 'Hello world\n'))
         self.assertIn('standard input', ended[0].err)
         self.assertEqual(server.requests[0].json['messages'][0]['content'], 'late\n\nwhy?')
@@ -4778,17 +7208,18 @@ class CommandTest(CommandTestCase):
     def test_model_system_and_fields_go_into_the_request(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'tools.json')
-            with io.open(path, 'w', encoding='utf-8') as file:
-                json.dump([WEATHER], file)
+            write_file(path, json.dumps([WEATHER]))
             for arguments, wanted in (
                     (['-m', 'other'], {'model': 'other'}),
                     ([], {'model': 'm', 'stream': True}),
                     (['-s', 'Be brief.'], {'messages': [
-                        {'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'hi'}]}),
+                        {'role': 'system', 'content': 'Be brief.'},
+                        {'role': 'user', 'content': 'hi'}]}),
                     (['-o', 'temperature=0', '-o', 'seed=7'], {'temperature': 0, 'seed': 7}),
                     (['-o', 'user=jane', '-o', 'stop=a=b', '-o', 'flag=true'],
                      {'user': 'jane', 'stop': 'a=b', 'flag': True}),
-                    (['-o', 'response_format={"type": "json_object"}'], {'response_format': {'type': 'json_object'}}),
+                    (['-o', 'response_format={"type": "json_object"}'],
+                     {'response_format': {'type': 'json_object'}}),
                     (['-o', 'tools=@' + path], {'tools': [WEATHER]})):
                 with self.subTest(arguments):
                     server = self.serve()
@@ -4798,15 +7229,18 @@ class CommandTest(CommandTestCase):
 
     def test_without_a_model_the_only_one_of_the_server_is_asked(self):
         del os.environ['OPENAI_MODEL']
-        server = self.serve(reply(200, {}, {'object': 'list', 'data': [{'id': 'one'}]}), stream_reply(HELLO))
+        server = self.serve(reply(200, {}, {'object': 'list', 'data': [{'id': 'one'}]}),
+                            stream_reply(HELLO))
         self.assertEqual(run_main('hi'), Ran(0, 'Hello world\n', ''))
-        self.assertEqual((server.requests[0].path, server.requests[1].json['model']), ('/v1/models', 'one'))
-        self.serve(reply(200, {}, {'object': 'list', 'data': [{'id': 'one'}, {'id': 'two'}]}))
+        self.assertEqual((server.requests[0].path, server.requests[1].json['model']),
+                         ('/v1/models', 'one'))
+        self.serve(reply(200, {}, MODELS))
         self.assertFails(run_main('hi'), 1, '-m', 'one, two')
 
     def test_tool_calls_are_printed_as_lines_of_json(self):
         with streamlite.DemoServer(delay=0) as server:
-            ran = run_main('Weather in Berlin', '-o', 'tools=' + json.dumps([WEATHER]), OPENAI_BASE_URL=server.base_url)
+            ran = run_main('Weather in Berlin', '-o', 'tools=' + json.dumps([WEATHER]),
+                           OPENAI_BASE_URL=server.base_url)
         self.assertEqual((ran.code, ran.err), (0, ''))
         call, = map(json.loads, ran.out.splitlines())
         self.assertEqual((call['type'], call['function']), (
@@ -4817,7 +7251,8 @@ class CommandTest(CommandTestCase):
         ran = run_main('--json', 'hi')
         self.assertEqual((ran.code, ran.err), (0, ''))
         deltas = [json.loads(line)['choices'][0]['delta'] for line in ran.out.splitlines()]
-        self.assertEqual([fields.get('content') for fields in deltas], ['Hel', 'lo ', 'world', None])
+        self.assertEqual([fields.get('content') for fields in deltas],
+                         ['Hel', 'lo ', 'world', None])
 
     def test_json_tells_errors_in_json_too(self):
         for name, script, lines, code, kind in (
@@ -4827,30 +7262,29 @@ class CommandTest(CommandTestCase):
                 self.serve(script)
                 ran = run_main('--json', '--retries', '0', 'hi')
                 *chunks, error = map(json.loads, ran.out.splitlines())
-                self.assertEqual((ran.code, len(chunks), error['error']['type']), (code, lines, kind))
+                self.assertEqual((ran.code, len(chunks), error['error']['type']),
+                                 (code, lines, kind))
                 self.assertTrue(error['error']['message'])
                 self.assertFails(ran, code)
 
     def test_the_whole_reply_at_once(self):
-        whole = {'id': 'c', 'object': 'chat.completion', 'created': 1, 'model': 'm', 'choices': [
-            {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': 'Hello'}}]}
-        server = self.serve(reply(200, {}, whole))
-        self.assertEqual(run_main('--no-stream', 'hi'), Ran(0, 'Hello\n', ''))
+        server = self.serve(reply(200, {}, WHOLE))
+        self.assertEqual(run_main('--no-stream', 'hi'), Ran(0, 'Hello world\n', ''))
         self.assertNotEqual(server.requests[0].json.get('stream'), True)
         ran = run_main('--no-stream', '--json', 'hi')
-        self.assertEqual(json.loads(ran.out)['choices'][0]['message']['content'], 'Hello')
+        self.assertEqual(json.loads(ran.out)['choices'][0]['message']['content'], 'Hello world')
 
     def test_models_are_listed(self):
-        self.serve(reply(200, {}, {'object': 'list', 'data': [{'id': 'one'}, {'id': 'two'}]}))
+        self.serve(reply(200, {}, MODELS))
         self.assertEqual(run_main('--models'), Ran(0, 'one\ntwo\n', ''))
 
     def test_usage_is_told_on_standard_error(self):
         counts = {'prompt_tokens': 5, 'completion_tokens': 7, 'total_tokens': 12}
         usage = dict(delta(), choices=[], usage=counts)
-        server = self.serve(stream_reply(sse(delta('Hello'), delta(finish_reason='stop'), usage)))
+        server = self.serve(stream_reply(sse(delta('Hello'), STOP, usage)))
         ran = run_main('--usage', 'hi')
         self.assertEqual((ran.code, ran.out, ran.err.count('\n')), (0, 'Hello\n', 1))
-        self.assertRegex(ran.err, r'\b5\b.*\b7\b.* tokens.* first token .*tokens/s')
+        self.assertRegex(ran.err, r'^5 \+ 7 tokens; first token after \d.* s, all after \d.* s\n$')
         self.assertEqual(server.requests[0].json['stream_options'], {'include_usage': True})
 
     def test_usage_falls_back_where_a_server_does_not_know_stream_options(self):
@@ -4861,9 +7295,11 @@ class CommandTest(CommandTestCase):
                 ran = run_main('--usage', 'hi')
                 self.assertEqual((ran.code, ran.out, ran.err.count('\n')), (0, 'Hello world\n', 1))
                 self.assertIn('no usage', ran.err)
-                self.assertEqual(['stream_options' in request.json for request in server.requests], [True, False])
+                self.assertEqual(['stream_options' in request.json for request in server.requests],
+                                 [True, False])
         server = self.serve(error_reply(400, message='stream_options: no'))
-        self.assertFails(run_main('--usage', 'hi', '-o', 'stream_options={"a": 1}'), 1, 'stream_options')
+        self.assertFails(run_main('--usage', 'hi', '-o', 'stream_options={"a": 1}'), 1,
+                         'stream_options')
         self.assertEqual(len(server.requests), 1, 'what was asked for by hand is not taken back')
 
     def test_a_reply_cut_by_a_limit_says_so(self):
@@ -4874,49 +7310,79 @@ class CommandTest(CommandTestCase):
             self.assertIn(word, ran.err)
 
     def test_errors_are_one_line_that_says_what_to_do(self):
-        models = reply(200, {}, {'object': 'list', 'data': [{'id': 'one'}, {'id': 'two'}]})
+        models = reply(200, {}, MODELS)
         request_id = {'x-request-id': 'req-7'}
         for name, scripts, code, words in (
-                ('wrong key', [error_reply(401, request_id, 'No such key')], 1, ['401', 'No such key', 'req-7']),
-                ('unknown model', [error_reply(404, message='no model m'), models], 1, ['no model m', 'one, two']),
-                ('unknown model, no list', [error_reply(404, message='no model m')], 1, ['no model m']),
-                ('too long', [error_reply(400, message='maximum context length is 8192 tokens')], 1, ['8192']),
-                ('rate limit', [error_reply(429, {'retry-after': '7'}, 'Slow down')], 75, ['Slow down', '7 s']),
-                ('quota', [error_reply(429, message='Buy more', code='insufficient_quota')], 1, ['Buy more']),
+                ('wrong key', [error_reply(401, request_id, 'No such key')], 1,
+                 ['401', 'No such key', 'req-7']),
+                ('unknown model', [error_reply(404, message='no model m'), models], 1,
+                 ['no model m', 'one, two']),
+                ('unknown model, no list', [error_reply(404, message='no model m')], 1,
+                 ['no model m']),
+                ('too long', [error_reply(400, message='maximum context length is 8192 tokens')], 1,
+                 ['8192']),
+                ('rate limit', [error_reply(429, {'retry-after': '7'}, 'Slow down')], 75,
+                 ['Slow down', '7 s']),
+                ('quota', [error_reply(429, message='Buy more', code='insufficient_quota')], 1,
+                 ['Buy more']),
                 ('overloaded', [error_reply(503, request_id)], 75, ['503', 'req-7']),
-                ('HTML', [reply(200, {'Content-Type': 'text/html'}, b'<html><title>Log in</title>')], 1, ['HTML']),
-                ('elsewhere', [reply(302, {'Location': 'https://example.test/'})], 1, ['example.test']),
+                ('HTML', [reply(200, {'Content-Type': 'text/html'},
+                                b'<html><title>Log in</title>')], 1, ['HTML']),
+                ('elsewhere', [reply(302, {'Location': 'https://example.test/'})], 1,
+                 ['example.test']),
                 ('silent', [stall()], 75, ['timeout']),
                 ('several lines', [error_reply(400, message='one\ntwo\x1b[2J')], 1, ['one two'])):
             with self.subTest(name):
                 self.serve(*scripts)
-                ran = run_main('--retries', '0', '--timeout', '0.1' if name == 'silent' else '5', 'hi')
+                seconds = str(SHORT if name == 'silent' else LONG)
+                ran = run_main('--retries', '0', '--timeout', seconds, 'hi')
                 self.assertFails(ran, code, *words)
                 self.assertEqual(ran.out, '')
                 self.assertNotIn('\x1b', ran.err)
 
     def test_errors_before_anything_is_sent_are_one_line_too(self):
-        with socket.socket() as nobody:
-            nobody.bind(('127.0.0.1', 0))
-            dead = 'http://127.0.0.1:%d/v1' % nobody.getsockname()[1]
+        with dead_port() as port:
+            dead = 'http://127.0.0.1:%d/v1' % port
             for name, arguments, environment, code, words in (
-                    ('dead port', [], {'OPENAI_BASE_URL': dead}, 75, ['is the server running?', dead]),
+                    ('dead port', [], {'OPENAI_BASE_URL': dead}, 75,
+                     ['is the server running?', dead]),
                     ('no key', [], {'OPENAI_API_KEY': ''}, 1, ['OPENAI_API_KEY']),
                     ('a key with a line break', [], {'OPENAI_API_KEY': KEY + '\n'}, 1, ['key']),
-                    ('no web address', ['--base-url', 'ftp://example.test'], {}, 1, ['http']),
-                    ('no authority', ['--base-url', 'https://127.0.0.1', '--cacert', '/no/such'], {}, 1, ['/no/such']),
-                    ('no messages', ['-o', 'messages=hi'], {'OPENAI_BASE_URL': dead}, 2, ['messages'])):
+                    ('no web address', ['--base-url', 'ftp://example.test'], {}, 2, ['http']),
+                    ('no web address in the environment', [], {'OPENAI_BASE_URL': 'nowhere'}, 1,
+                     ['http'])):
                 with self.subTest(name):
-                    self.assertFails(run_main('--retries', '0', *(arguments + ['hi']), **environment), code, *words)
+                    ran = run_main('--retries', '0', *(arguments + ['hi']), **environment)
+                    self.assertFails(ran, code, *words)
+            ran = run_main('-o', 'messages=hi', OPENAI_BASE_URL=dead)
+            self.assertFails(ran, 2, 'messages')
 
     def test_a_wrong_use_is_told_with_exit_code_2(self):
         self.serve()
-        for arguments, word in ((['--no-such-option'], '--no-such-option'), (['-o', 'x'], 'KEY=VALUE'),
-                                (['-o', 'x=@/no/such'], '/no/such'), (['--timeout', 'soon'], 'soon'),
-                                (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME'), (['--key-env', KEY], '--key-env'),
-                                (['--key', KEY], 'unrecognized: --key'), (['--key=' + KEY], '--key'),
+        for arguments, word in ((['--no-such-option'], '--no-such-option'),
+                                (['-o', 'x'], 'KEY=VALUE'),
+                                (['-o', 'x=@/no/such'], '/no/such'),
+                                (['--timeout', 'soon'], 'soon'),
+                                (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME'),
+                                (['--key-env', KEY], '--key-env'),
+                                (['--key', KEY], 'unrecognized: --key'),
+                                (['--api-key', KEY], '--key-env'),
+                                (['--api-key=' + KEY], 'OPENAI_API_KEY'),
+                                (['--temperature', '0'], '-o temperature='),
+                                (['--max_tokens=3'], '-o max_tokens='),
+                                (['--cacert', '/no/such'], '/no/such'),
+                                (['--models'], '--models'),
+                                (['-o', 'x={"a": 1'], '-o x'), (['-o', 'x=[1,'], 'no JSON'),
+                                (['--timeout', '0'], '--timeout'),
+                                (['--timeout', 'nan'], '--timeout'),
+                                (['--timeout', '-1'], '--timeout'),
+                                (['--deadline', '0'], '--deadline'),
+                                (['--retries', '-1'], '--retries'),
+                                (['--demo', '--base-url', 'http://127.0.0.1:9'], '--base-url'),
+                                (['--key=' + KEY], '--key'),
                                 (['--Key', KEY], 'unrecognized'),
-                                (['-o', 'x=@' + FOLDER], FOLDER), (['-o', 'x=' + '[' * 100000], 'deep')):
+                                (['-o', 'x=@' + FOLDER], os.path.basename(FOLDER)),
+                                (['-o', 'x=' + '[' * 100000], 'deep')):
             with self.subTest(arguments):
                 ran = run_main('hi', *arguments)
                 self.assertEqual((ran.code, ran.out), (2, ''))
@@ -4934,28 +7400,33 @@ class CommandTest(CommandTestCase):
     def test_a_broken_stream_keeps_the_text(self):
         passing, lasting = (sse({'error': {'message': 'no', 'code': code}}) for code in (503, 400))
         for name, script, code in (
-                ('cut', cut(WAITING), 75), ('reset', reset(WAITING), 75), ('silent', stall(WAITING), 75),
-                ('ended', stream_reply(HELLO_CUT), 75), ('an error that passes', stream_reply(HELLO_CUT + passing), 75),
+                ('cut', cut(WAITING), 75), ('reset', reset(WAITING), 75),
+                ('silent', stall(WAITING), 75),
+                ('ended', stream_reply(HELLO_CUT), 75),
+                ('an error that passes', stream_reply(HELLO_CUT + passing), 75),
                 ('an error that stays', stream_reply(HELLO_CUT + lasting), 1)):
             with self.subTest(name):
                 server = self.serve(script)
-                ran = run_main('--timeout', '0.1' if name == 'silent' else '5', 'hi')
+                seconds = str(MEDIUM if name == 'silent' else LONG)
+                ran = run_main('--timeout', seconds, 'hi')
                 self.assertFails(ran, code)
                 self.assertEqual((ran.out, len(server.requests)), ('Hello \n', 1))
 
     def test_time_and_retries_can_be_set(self):
-        server = self.serve(*[error_reply(503, AT_ONCE)] * 3 + [stream_reply(HELLO)])
+        server = self.serve(*[error_reply(503, AGAIN)] * 3 + [stream_reply(HELLO)])
         self.assertEqual(run_main('--retries', '3', 'hi').out, 'Hello world\n')
         self.assertEqual(len(server.requests), 4)
         self.serve(stall(WAITING))
-        with self.assertTakes(0.1, 1):
-            self.assertFails(run_main('--deadline', '0.1', 'hi'), 75, 'deadline')
+        with self.assertPrompt():
+            self.assertFails(run_main('--deadline', str(SHORT), 'hi'), 75, 'deadline')
 
     def test_the_key_of_the_environment_goes_to_the_address_of_the_environment_only(self):
         server = self.serve()
-        more = {'OPENAI_ORG_ID': 'org-' + MARK, 'OPENAI_PROJECT_ID': 'proj-' + MARK, 'OTHER_KEY': 'sk-other'}
+        more = {'OPENAI_ORG_ID': 'org-' + MARK, 'OPENAI_PROJECT_ID': 'proj-' + MARK,
+                'OTHER_KEY': 'sk-other'}
         for arguments, sent in (([], 'Bearer ' + KEY), (['--base-url', server.url], None),
-                                (['--base-url', server.url, '--key-env', 'OTHER_KEY'], 'Bearer sk-other'),
+                                (['--base-url', server.url, '--key-env', 'OTHER_KEY'],
+                                 'Bearer sk-other'),
                                 (['--key-env', 'OTHER_KEY'], 'Bearer sk-other')):
             with self.subTest(arguments):
                 self.assertEqual(run_main('hi', *arguments, **more).code, 0)
@@ -4966,18 +7437,22 @@ class CommandTest(CommandTestCase):
 
     def test_chat_in_a_pipe_answers_line_by_line(self):
         server = self.serve()
-        typed = ['hi', '', '"""two', 'lines"""', '/reset', '/model other', '/system Be brief.', 'again', '/exit', 'no']
+        typed = ['hi', '', '"""two', 'lines"""', '/reset', '/model other', '/system Be brief.',
+                 'again', '/exit', 'no']
         ran = run_main('--chat', input='\n'.join(typed))
         self.assertEqual((ran.code, ran.out), (0, 'Hello world\n' * 3))
         one, two, three = map(self.conversation, server.requests)
         self.assertEqual(one, [('user', 'hi')])
-        self.assertEqual(two, [('user', 'hi'), ('assistant', 'Hello world'), ('user', 'two\nlines')])
+        self.assertEqual(two,
+                         [('user', 'hi'), ('assistant', 'Hello world'), ('user', 'two\nlines')])
         self.assertEqual(three, [('system', 'Be brief.'), ('user', 'again')])
-        self.assertEqual([request.json['model'] for request in server.requests], ['m', 'm', 'other'])
+        self.assertEqual([request.json['model'] for request in server.requests],
+                         ['m', 'm', 'other'])
 
     def test_chat_may_begin_with_the_words_of_the_command(self):
         server = self.serve()
-        self.assertEqual(run_main('--chat', 'good', 'day', input='again\n'), Ran(0, 'Hello world\n' * 2, ''))
+        self.assertEqual(run_main('--chat', 'good', 'day', input='again\n'),
+                         Ran(0, 'Hello world\n' * 2, ''))
         self.assertEqual(self.conversation(server.requests[1]),
                          [('user', 'good day'), ('assistant', 'Hello world'), ('user', 'again')])
 
@@ -4985,6 +7460,7 @@ class CommandTest(CommandTestCase):
         server = self.serve(error_reply(400, message='no'), cut(WAITING), stream_reply(HELLO))
         ran = run_main('--chat', input='one\ntwo\nthree\n')
         self.assertEqual((ran.code, ran.out, ran.err.count('\n')), (0, 'Hello \nHello world\n', 2))
+        self.assertNotIn('partial', ran.err)
         self.assertEqual(self.conversation(server.requests[-1]),
                          [('user', 'two'), ('assistant', 'Hello '), ('user', 'three')])
 
@@ -4997,12 +7473,228 @@ class CommandTest(CommandTestCase):
             self.assertLessEqual(max(map(len, lines)), 80)
             examples = [line for line in lines[1:] if 'python' in line and 'streamlite' in line]
             self.assertGreaterEqual(len(examples), 3)
-        for option in ('--model', '-s', '-o', '--json', '--usage', '--no-stream', '--chat', '--models', '--base-url',
-                       '--key-env', '--timeout', '--deadline', '--retries', '--cacert', '-v', '--demo', '--version'):
+        for option in ('--model', '-s', '-o', '--json', '--usage', '--no-stream', '--chat',
+                       '--models', '--base-url',
+                       '--key-env', '--timeout', '--deadline', '--retries', '--cacert', '-v',
+                       '--demo', '--version'):
             self.assertIn(option, ran.out)
 
     def test_the_version(self):
-        self.assertEqual(run_main('--version'), Ran(0, 'streamlite %s\n' % streamlite.__version__, ''))
+        self.assertEqual(run_main('--version'),
+                         Ran(0, 'streamlite %s\n' % streamlite.__version__, ''))
+
+    def assertTold(self, ran, codes=(1,)):
+        """One line on standard error, no traceback, and one of these codes."""
+        self.assertNotIn('Traceback', ran.err)
+        self.assertIn(ran.code, codes, ran)
+        self.assertEqual(ran.err.count('\n'), 1, ran)
+
+    def test_a_list_of_models_of_any_shape_is_listed_or_told(self):
+        shapes = {
+            'names alone': (['llama3'], 'llama3'),
+            'without an id': ([{'object': 'model'}], None),
+            'one with and one without': ([{'id': 'llama3'}, {'object': 'model'}], None),
+            'an id that is none': ([{'id': None}], None),
+            'an id that is a number': ([{'id': 7}], None),
+            'an id that is a list': ([{'id': ['llama3']}], None),
+            'null': ([None], None),
+            'lists': ([['llama3']], None),
+            'nothing': ([], None),
+            'half an emoji': ([{'id': 'a\ud800'}], None),
+        }
+        for name, (data, shown) in shapes.items():
+            with self.subTest(name, command='--models'):
+                self.serve(reply(200, {}, {'object': 'list', 'data': data}))
+                ran = run_main('--models')
+                self.assertNotIn('Traceback', ran.err)
+                self.assertIn(ran.code, (0, 1), ran)
+                if ran.code:
+                    self.assertTold(ran)
+                elif shown:
+                    self.assertIn(shown, ran.out)
+            with self.subTest(name, command='the only model'):
+                listed = reply(200, {}, {'object': 'list', 'data': data})
+                server = self.serve(listed, stream_reply(HELLO))
+                ran = run_main('hi', OPENAI_MODEL='')
+                if ran.code or len(server.requests) < 2:
+                    self.assertTold(ran)
+                else:
+                    self.assertEqual(ran.out, 'Hello world\n')
+        with self.subTest('the other remedies ask for it too'):
+            self.serve(error_reply(404), reply(200, {}, {'data': ['llama3']}))
+            self.assertTold(run_main('hi'))
+
+    def test_usage_of_any_shape_does_no_harm(self):
+        for usage in ('12 tokens', 12, [1], True, {'completion_tokens': 'many'},
+                      {'completion_tokens': [1]}, {'completion_tokens': -1},
+                      {'prompt_tokens': 3, 'completion_tokens': 'many'},
+                      {'prompt_tokens': 3, 'completion_tokens': [1]}, {'completion_tokens': 1e400},
+                      {'prompt_tokens': None, 'completion_tokens': 3}, {'total_tokens': 3}):
+            with self.subTest(usage=usage):
+                last = dict(delta(finish_reason='stop'), usage=usage)
+                self.serve(stream_reply(sse(delta('Hello'), last)))
+                ran = run_main('--usage', 'hi')
+                self.assertEqual((ran.code, ran.out), (0, 'Hello\n'), ran)
+                self.assertNotIn('Traceback', ran.err)
+
+    @unittest.skipIf(os.name == 'nt', 'the environment of Windows is text')
+    def test_a_base_url_that_is_not_utf_8_is_told(self):
+        for url in ('http://127.0.0.1:9/\udcff/v1', 'http://\udcff:9/v1',
+                    'http://127.0.0.1:9/v1?a=\udcff'):
+            for ran in (run_main('--retries', '0', 'hi', OPENAI_BASE_URL=url),
+                        run_main('--retries', '0', '--base-url', url, 'hi')):
+                self.assertTold(ran, (1, 2, 75))
+
+    def test_json_without_a_key_writes_an_object(self):
+        del os.environ['OPENAI_API_KEY']
+        ran = run_main('--json', 'hi')
+        self.assertEqual(ran.code, 1, ran)
+        self.assertIn('OPENAI_API_KEY', json.loads(ran.out)['error']['message'])
+        self.assertNotIn('Traceback', ran.err)
+        with self.subTest('a base URL that is none'):
+            ran = run_main('--json', 'hi', OPENAI_BASE_URL='nowhere')
+            self.assertEqual(ran.code, 1)
+            self.assertTrue(json.loads(ran.out)['error']['message'])
+
+    def test_remedies_speak_the_language_of_the_command(self):
+        page = reply(200, {'Content-Type': 'text/html'}, b'<html><title>Log in</title>')
+        moved = reply(301, {'Location': 'https://127.0.0.1/v1/chat/completions'})
+        for name, script, arguments, words in (
+                ('refused', error_reply(401), ['--base-url', '%s/v1'], ['--key-env']),
+                ('a wrong key', error_reply(401), [], ['OPENAI_API_KEY right?']),
+                ('another wrong key', error_reply(401), ['--key-env', 'OPENAI_MODEL'],
+                 ['OPENAI_MODEL right?']),
+                ('no /v1', error_reply(404), ['--base-url', '%s'], ['--base-url', '/v1']),
+                ('a page', page, [], ['OPENAI_BASE_URL']),
+                ('moved', moved, ['--base-url', '%s/v1'], ['--base-url', 'https']),
+                ('a proxy', reply(407, {'Proxy-Authenticate': 'NTLM'}), [], ['NTLM']),
+                ('https', error_reply(400, message='this is an HTTPS port'), [],
+                 ['https', 'OPENAI_BASE_URL']),
+                ('cut', cut(WAITING), [], ['lost']),
+                ('not whole', stream_reply(HELLO_CUT), [], ['not whole']),
+                ('silent', stall(), ['--timeout', str(SHORT)], ['timed out']),
+                ('late', stall(), ['--deadline', str(SHORT)], ['deadline']),
+                ('an address', stall(), ['--base-url', 'ftp://127.0.0.1'], ['--base-url']),
+                ('no model', error_reply(404), ['--base-url', '%s/v1', '-m', ''], ['-m'])):
+            with self.subTest(name):
+                server = self.serve(script)
+                place = 'http://127.0.0.1:%d' % server.port
+                ran = run_main('hi', '--retries', '0', *[word.replace('%s', place)
+                                                         for word in arguments])
+                self.assertNotEqual(ran.code, 0)
+                self.assertEqual(ran.err.count('\n'), 1, ran)
+                for word in words:
+                    self.assertIn(word, ran.err)
+                for word in ('api_key', 'partial', 'max_retries', 'base_url', 'default_headers',
+                             'handlers', 'ssl_context', '(connect', 'create('):
+                    self.assertNotIn(word, ran.err)
+        del os.environ['OPENAI_API_KEY'], os.environ['OPENAI_BASE_URL']
+        self.assertFails(run_main('hi'), 1, 'OPENAI_API_KEY', '--base-url', '--demo')
+
+    def test_a_header_takes_its_value_from_a_variable(self):
+        server = self.serve()
+        ran = run_main('hi', '-H', 'X-Team=TEAM_KEY', '--base-url', server.url, TEAM_KEY='blue')
+        self.assertEqual(ran, Ran(0, 'Hello world\n', ''))
+        self.assertEqual(server.requests[0].headers['x-team'], 'blue')
+        for header in 'X-Team=NO_SUCH_NAME', 'X-Team=' + KEY, 'X-Team':
+            ran = run_main('hi', '-H', header)
+            self.assertEqual((ran.code, ran.out), (2, ''))
+            self.assertIn('-H', ran.err)
+
+    def test_an_unknown_model_in_a_conversation_comes_with_the_command_that_changes_it(self):
+        self.serve(error_reply(404, message='no model m'), reply(200, {}, MODELS))
+        ran = run_main('--chat', input='hi\n')
+        for words in 'one, two', '/model NAME':
+            self.assertIn(words, ran.err)
+
+    def test_models_as_lines_of_json(self):
+        self.serve(reply(200, {}, MODELS))
+        ran = run_main('--models', '--json')
+        self.assertEqual(([json.loads(line) for line in ran.out.splitlines()], ran.err),
+                         (MODELS['data'], ''))
+
+    def test_a_whole_conversation_may_come_from_a_file(self):
+        server = self.serve()
+        messages = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'hi'}]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'messages.json')
+            write_file(path, json.dumps(messages))
+            self.assertEqual(run_main('-o', 'messages=@' + path), Ran(0, 'Hello world\n', ''))
+            for more in ['hi'], ['--chat'], ['-s', 'Be long.']:
+                ran = run_main('-o', 'messages=@' + path, *more)
+                self.assertEqual((ran.code, ran.out), (2, ''))
+                self.assertIn('messages', ran.err)
+        self.assertEqual([request.json['messages'] for request in server.requests], [messages])
+
+    def test_input_in_another_coding_is_read_or_told(self):
+        server = self.serve()
+        text = 'caf\xe9 \u4e2d'
+        for name, data, content, told in (
+                ('UTF-16 (PowerShell)', text.encode('utf-16'), text, ''),
+                ('UTF-16, the other order', b'\xfe\xff' + text.encode('utf-16-be'), text, ''),
+                ('lines of Windows', b'one\r\ntwo\r\n', 'one\ntwo', ''),
+                ('Latin-1', b'caf\xe9', None, 'no UTF-8')):
+            with self.subTest(name):
+                stdin = io.TextIOWrapper(io.BytesIO(data), encoding='utf-8')
+                ran = run_main(stdin=stdin)
+                self.assertEqual((ran.code, ran.out), (0, 'Hello world\n'))
+                sent = server.requests[-1].json['messages'][0]['content']
+                self.assertIn(told, ran.err)
+                if content is None:  # the code page of Windows may have another letter there
+                    self.assertEqual(sent[:3], 'caf')
+                else:
+                    self.assertEqual((sent, ran.err), (content, ''))
+
+    def test_no_rate_is_told_where_it_means_nothing(self):
+        counts = {'prompt_tokens': 5, 'completion_tokens': 7, 'total_tokens': 12}
+        ends = sse(STOP, dict(delta(), choices=[], usage=counts))
+        self.serve(lambda peer: (peer.send(begun(sse(delta('Hello'), done=False))),
+                                 peer.wait_closed(0.15) or peer.send(chunked(ends))))
+        self.assertRegex(run_main('--usage', 'hi').err, r', \d+\.\d tokens/s\n$')
+        self.serve(reply(200, {}, dict(WHOLE, usage=counts)))
+        ran = run_main('--usage', '--no-stream', 'hi')
+        self.assertRegex(ran.err, r'5 \+ 7 tokens; after \d')
+        self.assertNotIn('tokens/s', ran.err)
+
+    def test_what_chat_is_told_is_confirmed(self):
+        server = self.serve()
+        ran = run_main('--chat', input='/model\n/model other\n/system\n/system Be brief.\n/system\n'
+                                       '/reset\n/nonsense\nhi\nexit\nno')
+        self.assertEqual((ran.code, ran.out), (0, 'Hello world\n'))
+        self.assertEqual(ran.err.splitlines()[:6], [
+            '(model: m)', '(model: other)', '(system message: none)',
+            '(system message: Be brief.)', '(system message: Be brief.)',
+            '(the conversation was forgotten; model and system message stay)'])
+        self.assertIn('/reset', ran.err.splitlines()[6])
+        self.assertEqual([self.conversation(request) for request in server.requests],
+                         [[('system', 'Be brief.'), ('user', 'hi')]])
+        for word in 'quit', '/exit', '/quit', '/bye', ' exit ':
+            self.assertEqual(run_main('--chat', input=word + '\nno').out, '')
+
+    def test_a_demonstration_without_a_prompt_serves(self):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        self.assertEqual(streamlite.DEMO_PORT, 8642)
+        stop = mock.patch('time.sleep', side_effect=KeyboardInterrupt)
+        with dead_port() as free:
+            pass
+        with socket.socket() as taken:
+            taken.bind(('127.0.0.1', 0))
+            taken.listen(1)
+            for port in free, taken.getsockname()[1]:
+                with mock.patch.object(streamlite, 'DEMO_PORT', port), stop:
+                    # Without a terminal, too: in a container or a service.
+                    ran = run_main('--demo', stdin=Terminal() if port == free else None)
+                self.assertEqual(ran.code, 130)
+                address, = set(re.findall(r'http://127\.0\.0\.1:\d+/v1', ran.out + ran.err))
+                self.assertEqual(address == 'http://127.0.0.1:%d/v1' % port, port == free)
+                self.assertEqual(ran.out,
+                                 'export OPENAI_BASE_URL=%s OPENAI_API_KEY=demo\n' % address)
+                self.assertIn("$env:OPENAI_BASE_URL='%s'" % address, ran.err)
+                self.assertIn('set OPENAI_BASE_URL=%s' % address, ran.err)
+                self.assertIn('demo-rate-limit', ran.err)
 
 
 class CommandProcessTest(CommandTestCase):
@@ -5013,47 +7705,52 @@ class CommandProcessTest(CommandTestCase):
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(SCRIPT, os.path.join(folder, 'streamlite.py'))
             for way in (['-B', '-m', 'streamlite'], ['-I', '-S', 'streamlite.py']):
-                ran = command('hi', start=[sys.executable] + way, cwd=folder)
+                ran = run_python(*way + ['hi'], cwd=folder)
                 self.assertEqual(ran, Ran(0, 'Hello world\n', ''), way)
             self.assertEqual(os.listdir(folder), ['streamlite.py'])
 
     def test_a_demonstration_needs_neither_key_nor_network(self):
         for name in ('OPENAI_API_KEY', 'OPENAI_MODEL'):
             del os.environ[name]
-        os.environ.update(OPENAI_BASE_URL='http://nobody.invalid/v1', HTTP_PROXY='http://nobody.invalid')
+        os.environ.update(OPENAI_BASE_URL='http://nobody.invalid/v1',
+                          HTTP_PROXY='http://nobody.invalid')
         ran = command('--demo', '-o', 'max_tokens=4', 'Explain')
         self.assertEqual((ran.code, len(ran.out.split())), (0, 4))
 
     def test_what_a_console_cannot_write_becomes_a_question_mark(self):
-        chunks = [delta('caf\xe9 \u2192 \ud83d'), delta('\ude00'), delta(finish_reason='stop')]  # an emoji in halves
+        chunks = [delta('caf\xe9 \u2192 \ud83d'), delta('\ude00'), STOP]  # an emoji in halves
         self.serve(stream_reply(sse(*map(json.dumps, chunks))))
         for encoding, out in (('ascii', b'caf? ? ?\n'), ('cp1252', b'caf\xe9 ? ?\n')):
             with self.subTest(encoding):
                 os.environ['PYTHONIOENCODING'] = encoding
                 process = self.start('hi')
-                self.assertEqual(process.communicate(timeout=20), (out, b''))
+                told = [said.replace(b'\r\n', b'\n') for said in process.communicate(timeout=LONG)]
+                self.assertEqual(told, [out, b''])
                 self.assertEqual(process.returncode, 0)
 
     def test_a_locale_without_letters_outside_ascii_does_no_harm(self):
         del os.environ['PYTHONIOENCODING']
-        server = self.serve(stream_reply(sse(delta('caf\xe9'), delta(finish_reason='stop'))))
-        ran = command('-', input='caf\xe9?'.encode(), LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+        server = self.serve(stream_reply(sse(delta('caf\xe9'), STOP)))
+        ran = command('-', input='caf\xe9?'.encode(), LC_ALL='C', PYTHONUTF8='0',
+                      PYTHONCOERCECLOCALE='0')
         self.assertEqual((ran.code, ran.out[:3], ran.err), (0, 'caf', ''))
         self.assertEqual(server.requests[0].json['messages'][0]['content'], 'caf\xe9?')
 
     def test_verbose_tells_retries_and_timing(self):
-        self.serve(error_reply(503, AT_ONCE, 'try later'), stream_reply(HELLO))
+        self.serve(error_reply(503, AGAIN, 'try later'), stream_reply(HELLO))
         ran = command('-v', 'hi')
         self.assertEqual((ran.code, ran.out), (0, 'Hello world\n'))
         self.assertRegex(ran.err, 'attempt 1 failed.*try later')
         self.assertRegex(ran.err, r'first token after \d')
 
     def start(self, *arguments):
-        process = subprocess.Popen(COMMAND + list(arguments), cwd=FOLDER, bufsize=0, stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(COMMAND + list(arguments), cwd=FOLDER, bufsize=0,
+                                   stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.wait)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
         return process
 
     def test_a_closed_pipe_ends_it_quietly(self):
@@ -5067,24 +7764,24 @@ class CommandProcessTest(CommandTestCase):
 
         self.serve(script)
         process = self.start('hi')
-        self.assertEqual(process.stdout.read(7), b'line 1\n')
+        self.assertEqual(process.stdout.readline().strip(), b'line 1')
         process.stdout.close()
-        self.assertTrue(gone.wait(5))
-        self.assertEqual((process.wait(5), process.stderr.read()), (0, b''))
+        self.assertTrue(gone.wait(LONG))
+        self.assertEqual((process.wait(LONG), process.stderr.read()), (0, b''))
 
     def test_a_closed_pipe_turns_no_failure_into_success(self):
         asked, closed = threading.Event(), threading.Event()
         refusal = error_reply(401, {'Connection': 'close'})
-        self.serve(lambda peer: (asked.set(), closed.wait(5), peer.send(refusal)))
+        self.serve(lambda peer: (asked.set(), closed.wait(LONG), peer.send(refusal)))
         for arguments in ([], ['--json']):
             with self.subTest(arguments):
                 asked.clear()
                 closed.clear()
                 process = self.start('hi', *arguments)
-                self.assertTrue(asked.wait(10))
+                self.assertTrue(asked.wait(LONG))
                 process.stdout.close()
                 closed.set()
-                self.assertEqual(process.wait(5), 1)
+                self.assertEqual(process.wait(LONG), 1)
                 self.assertNotIn(b'Traceback', process.stderr.read())
 
     @unittest.skipUnless(os.path.exists('/dev/full'), 'no /dev/full')
@@ -5092,26 +7789,30 @@ class CommandProcessTest(CommandTestCase):
         self.serve()
         for arguments in ['hi'], ['--help']:
             with self.subTest(arguments), io.open('/dev/full', 'wb') as full:
-                done = subprocess.run(COMMAND + arguments, cwd=FOLDER, stdin=subprocess.DEVNULL, stdout=full,
-                                      stderr=subprocess.PIPE, timeout=20)
-                self.assertFails(Ran(done.returncode, '', done.stderr.decode()), 1, 'space')
+                done = subprocess.run(COMMAND + arguments, cwd=FOLDER, stdin=subprocess.DEVNULL,
+                                      stdout=full,
+                                      stderr=subprocess.PIPE, timeout=LONG)
+                self.assertFails(Ran(done.returncode, '', read_pipe(done.stderr)), 1, 'space')
 
-    @unittest.skipUnless(hasattr(os, 'killpg'), 'Windows has no SIGINT to send')
+    @unittest.skipUnless(hasattr(os, 'killpg'),
+                         'Windows has no SIGINT that can be sent to one process')
     def test_an_interrupt_keeps_what_came(self):
-        gone = threading.Event()
-        self.serve(lambda peer: (peer.send(WAITING), peer.wait_closed() and gone.set()))
+        script, gone = watched()
+        self.serve(script)
         process = self.start('hi')
         self.assertEqual(process.stdout.read(3) + process.stdout.read(3), b'Hello ')
         until_asleep(process)
         process.send_signal(signal.SIGINT)
-        self.assertTrue(gone.wait(5))
-        self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b'\n', b''))
+        self.assertTrue(gone.wait(LONG))
+        self.assertEqual((process.wait(LONG), process.stdout.read(), process.stderr.read()),
+                         (130, b'\n', b''))
 
-
-# ---- the command on a terminal -------------------------------------------------------------------
 
 def until_asleep(process):
-    """Until it waits for something: CPython sees a signal that comes just before that only afterwards."""
+    """Until it waits for something.
+
+    CPython sees a signal that comes just before that only afterwards.
+    """
     path = '/proc/%d/stat' % process.pid
     while os.path.exists(path):  # Linux
         with io.open(path) as file:
@@ -5128,8 +7829,10 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
         self.process = subprocess.Popen(
-            COMMAND + list(arguments), cwd=FOLDER, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env=dict(os.environ, **environment))
+            COMMAND + list(arguments), cwd=FOLDER, stdin=slave, stdout=slave, stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env=dict(os.environ, **environment))
         os.close(slave)
 
     def type(self, text):
@@ -5143,7 +7846,7 @@ class Terminal:
         until_asleep(self.process)
         self.type('\x03')
 
-    def expect(self, text, timeout=10):
+    def expect(self, text, timeout=LONG):
         """Read until this is on the screen, after what was expected before."""
         end = time.monotonic() + timeout
         while text not in self.screen[self._seen:]:
@@ -5151,7 +7854,7 @@ class Terminal:
                 raise AssertionError('%r does not come: %r' % (text, self.screen))
         self._seen = self.screen.index(text, self._seen) + len(text)
 
-    def wait(self, timeout=10):
+    def wait(self, timeout=LONG):
         """The exit code."""
         end = time.monotonic() + timeout
         while self._read(end - time.monotonic()):
@@ -5165,7 +7868,7 @@ class Terminal:
             data = os.read(self._master, 65536)
         except OSError:  # Linux's way to tell the end
             return False
-        self.screen += data.decode()
+        self.screen += data.decode('utf-8')
         return bool(data)
 
     def close(self):
@@ -5176,7 +7879,7 @@ class Terminal:
         SAID.append(self.screen)
 
 
-@unittest.skipUnless(pty, 'no pseudo-terminals on this system')
+@unittest.skipUnless(pty, 'this system has no pseudo-terminals')
 class TerminalTest(CommandTestCase):
 
     def terminal(self, *arguments, **options):
@@ -5186,7 +7889,7 @@ class TerminalTest(CommandTestCase):
 
     def test_a_sign_shows_that_it_waits_and_goes_with_the_first_token(self):
         more = threading.Event()
-        self.serve(lambda peer: (more.wait(5), peer.send(stream_reply(HELLO))))
+        self.serve(lambda peer: (more.wait(LONG), peer.send(stream_reply(HELLO))))
         terminal = self.terminal('hi')
         terminal.expect('...')
         more.set()
@@ -5194,16 +7897,18 @@ class TerminalTest(CommandTestCase):
         self.assertEqual(terminal.screen, '...\r   \rHello world\r\n')
 
     def test_reasoning_is_dimmed(self):
-        self.serve(stream_reply(sse(delta(reasoning_content='I think'), delta('Hello'), delta(finish_reason='stop'))))
-        dimmed, plain = self.terminal('hi', TERM='xterm'), self.terminal('hi', TERM='xterm', NO_COLOR='1')
-        for terminal, screen in ((dimmed, '\x1b[2mI think\x1b[0m\r\nHello\r\n'), (plain, 'I think\r\nHello\r\n')):
+        self.serve(stream_reply(sse(delta(reasoning_content='I think'), delta('Hello'), STOP)))
+        dimmed = self.terminal('hi', TERM='xterm')
+        plain = self.terminal('hi', TERM='xterm', NO_COLOR='1')
+        for terminal, screen in ((dimmed, '\x1b[2mI think\x1b[0m\r\nHello\r\n'),
+                                 (plain, 'I think\r\nHello\r\n')):
             self.assertEqual(terminal.wait(), 0)
             self.assertEqual(terminal.screen, '...\r   \r' + screen)
 
     def test_nothing_that_the_model_says_acts_on_the_terminal(self):
         evil = ('\x1b[2Jred\x1b[31m', '\x1b]0;title\x07', '\x1b]52;c;aGk=\x07', '\x9b31m\x90q\x9c',
                 '\x08\x7f\r\x00\x0b\x0c', 'a\tb')
-        chunks = [delta(reasoning_content=evil[0])] + list(map(delta, evil)) + [delta(finish_reason='stop')]
+        chunks = [delta(reasoning_content=evil[0])] + list(map(delta, evil)) + [STOP]
         self.serve(stream_reply(sse(*chunks)))
         terminal = self.terminal('hi', NO_COLOR='1')
         self.assertEqual(terminal.wait(), 0)
@@ -5211,13 +7916,13 @@ class TerminalTest(CommandTestCase):
         self.assertEqual(shown, '[2Jred[31m\n[2Jred[31m]0;title]52;c;aGk=31mqa\tb\n')
 
     def test_an_interrupt_keeps_what_came_on_the_screen(self):
-        gone = threading.Event()
-        self.serve(lambda peer: (peer.send(WAITING), peer.wait_closed() and gone.set()))
+        script, gone = watched()
+        self.serve(script)
         terminal = self.terminal('hi')
         terminal.expect('Hello ')
         terminal.interrupt()
         self.assertEqual(terminal.wait(), 130)
-        self.assertTrue(gone.wait(1))
+        self.assertTrue(gone.wait(PROMPT))
         self.assertEqual(terminal.screen.replace('^C', ''), '...\r   \rHello \r\n')
 
     def test_without_a_prompt_it_does_not_wait_but_says_how_it_is_used(self):
@@ -5226,13 +7931,7 @@ class TerminalTest(CommandTestCase):
         self.assertEqual(terminal.wait(), 2)
 
     def test_a_conversation(self):
-        stopped = threading.Event()
-
-        def slow(peer):
-            peer.send(WAITING)
-            if peer.wait_closed():
-                stopped.set()
-
+        slow, stopped = watched()
         server = self.serve(stream_reply(HELLO), stream_reply(HELLO), slow, stream_reply(HELLO))
         terminal = self.terminal('--chat', columns=40, TERM='dumb')
         terminal.expect('> ')
@@ -5248,7 +7947,7 @@ class TerminalTest(CommandTestCase):
         terminal.expect('Hello ')
         terminal.interrupt()  # stops the answer
         terminal.expect('> ')
-        self.assertTrue(stopped.wait(1))
+        self.assertTrue(stopped.wait(PROMPT))
         terminal.interrupt('never sent')  # clears the line
         terminal.expect('> ')
         terminal.type('/nonsense\n')
@@ -5260,7 +7959,8 @@ class TerminalTest(CommandTestCase):
         terminal.type('\x04')  # the end of the input
         self.assertEqual(terminal.wait(), 0)
         self.assertEqual(self.conversation(server.requests[-1]), [
-            ('user', 'one'), ('assistant', 'Hello world'), ('user', 'two\nlines'), ('assistant', 'Hello world'),
+            ('user', 'one'), ('assistant', 'Hello world'), ('user', 'two\nlines'),
+            ('assistant', 'Hello world'),
             ('user', 'three'), ('assistant', 'Hello '), ('user', 'four')])
         self.assertNotIn('Traceback', terminal.screen)
 
@@ -5273,8 +7973,54 @@ class TerminalTest(CommandTestCase):
         self.assertEqual(terminal.wait(), 130)
         self.assertNotIn('Traceback', terminal.screen)
 
+    def screen(self, *texts):
+        events = [delta(**text) for text in texts] + [STOP]
+        self.serve(stream_reply(sse(*events)))
+        terminal = self.terminal('hi', NO_COLOR='1')
+        self.assertEqual(terminal.wait(), 0)
+        return terminal.screen.replace('...\r   \r', '', 1).replace('\r\n', '\n')
 
-# ---- programs written for the SDK, the import line changed ---------------------------------------
+    def test_no_control_and_no_turn_of_the_writing_reaches_the_terminal(self):
+        turns = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
+        controls = ''.join(map(chr, range(32))) + '\x7f' + ''.join(map(chr, range(0x80, 0xa0)))
+        shown = self.screen({'reasoning_content': 'r\u202ex' + turns},
+                            {'content': 'a\u202eb\u2066c' + turns},
+                            {'content': '\U0001f468\u200d\U0001f469'},
+                            {'content': 'd' + controls + 'e'})
+        self.assertEqual(shown, 'rx\nabc\U0001f468\u200d\U0001f469d\t\ne\n')
+
+    def test_a_demonstration_without_a_prompt_serves_until_it_is_interrupted(self):
+        terminal = self.terminal('--demo', OPENAI_BASE_URL='http://nobody.invalid')
+        terminal.expect('Ctrl-C')
+        address = re.search('OPENAI_BASE_URL=(http://127.0.0.1:[0-9]+/v1)', terminal.screen)
+        with streamlite.OpenAI(base_url=address.group(1), api_key='any') as asker:
+            self.assertIn('demo', text_of(ask(asker, max_tokens=5).collect()))
+        terminal.expect('POST /v1/chat/completions')
+        terminal.expect('200')
+        terminal.interrupt()
+        self.assertEqual(terminal.wait(), 130)
+        self.assertNotIn('Traceback', terminal.screen)
+
+    @unittest.skipUnless(readline and 'libedit' not in (readline.__doc__ or ''),
+                         'this Python has no GNU readline')
+    def test_a_paste_of_several_lines_is_one_message(self):
+        server = self.serve()
+        terminal = self.terminal('--chat', TERM='xterm')
+        terminal.expect('m answers; exit')
+        terminal.expect('\x1b[?2004h')  # bracketed paste is on
+        terminal.type('\x1b[200~one\ntwo\x1b[201~')
+        terminal.type('\n')
+        terminal.expect('Hello world')
+        terminal.expect('> ')
+        terminal.type('exit\n')
+        self.assertEqual(terminal.wait(), 0)
+        self.assertEqual([self.conversation(request) for request in server.requests],
+                         [[('user', 'one\ntwo')]])
+
+
+# --------------------------------------------------------------------------------------------------
+# Programs written for the SDK: their import line is changed, and nothing else
+# --------------------------------------------------------------------------------------------------
 
 PROGRAMS = {
     'print every delta': """
@@ -5338,7 +8084,8 @@ def ask(models):
     for model in models:
         try:
             stream = client.chat.completions.create(model=model, messages=messages, stream=True)
-            return ''.join(chunk.choices[0].delta.content or '' for chunk in stream if chunk.choices)
+            return ''.join(chunk.choices[0].delta.content or '' for chunk in stream
+                           if chunk.choices)
         except APIConnectionError:
             print('lost')
         except APIError as error:
@@ -5363,37 +8110,6 @@ print(asyncio.run(ask('Hello')))
 }
 
 
-def asyncio_run(coroutine):
-    """asyncio.run, which Python 3.6 has not."""
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
-
-
-class ProgramTestCase(TestCase):
-    """With the demo server as what the environment names."""
-
-    def setUp(self):
-        super().setUp()
-        self.server = streamlite.DemoServer(delay=0)
-        self.addCleanup(self.server.close)
-        self.addCleanup(gc.collect)  # the programs close no client
-        os.environ.update(OPENAI_API_KEY=KEY, OPENAI_BASE_URL=self.server.base_url)
-        if not hasattr(asyncio, 'run'):
-            self.addCleanup(delattr, asyncio, 'run')
-            asyncio.run = asyncio_run
-
-    def run_program(self, source, names):
-        """What it prints."""
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
-            exec(compile(source, 'program', 'exec'), names)
-        SAID.append(output.getvalue())
-        return output.getvalue()
-
-
 class SDKProgramTest(ProgramTestCase):
 
     def test_programs_written_for_the_sdk_run(self):
@@ -5401,86 +8117,264 @@ class SDKProgramTest(ProgramTestCase):
         with streamlite.OpenAI() as client:
             answer = text_of(ask(client, messages=messages, stream=False))
         wanted = {'print every delta': answer, 'keep them, where usage may come': answer + '\n',
-                  'without blocking': answer + '\n', 'put tool calls together by hand': 'get_weather Hello\n',
+                  'without blocking': answer + '\n',
+                  'put tool calls together by hand': 'get_weather Hello\n',
                   'say what went wrong': 'lost\n',
                   'try again': 'lost\nrefused: The demo model fails here.\n' + answer + '\n'}
         for name, source in PROGRAMS.items():
             with self.subTest(name):
                 source = source.replace('from openai', 'from ' + streamlite.__name__)
-                self.assertEqual(self.run_program(source, {'messages': messages, 'tools': [WEATHER]}), wanted[name])
+                names = {'messages': messages, 'tools': [WEATHER]}
+                self.assertEqual(self.run_program(source, names), wanted[name])
 
 
-class SDKCompatibilityTest(TestCase):
-    """What programs do with the SDK's objects beside asking."""
+class TypesTest(TestCase):
+    """What programs import from the SDK's types, and write into annotations."""
 
-    def test_what_is_assigned_to_a_client_counts_for_copies_too(self):
-        with Server(stream_reply(HELLO)) as server, client(server, base_url='http://nobody.invalid') as asker:
-            asker.api_key, asker.base_url, asker.max_retries = 'sk-new', server.url + '/?v=1', 7
-            for other in asker, asker.with_options(timeout=3), asker.copy():
-                self.assertText(ask(other), 'Hello world')
-                self.assertEqual(other.max_retries, 7)
-            self.assertEqual([(request.path, request.headers['authorization']) for request in server.requests],
-                             [('/v1/chat/completions?v=1', 'Bearer sk-new')] * 3)
-            with self.assertRaises(streamlite.OpenAIError):
-                asker.base_url = 'ftp://nobody.invalid'
+    # Plain dicts; the SDK's are typed dictionaries, which programs call to make one.
+    parameters = """
+        ChatCompletionToolParam ChatCompletionUserMessageParam ChatCompletionSystemMessageParam
+        ChatCompletionAssistantMessageParam ChatCompletionToolMessageParam
+        ChatCompletionDeveloperMessageParam ChatCompletionFunctionMessageParam
+        ChatCompletionContentPartTextParam ChatCompletionContentPartImageParam
+        ChatCompletionContentPartInputAudioParam ChatCompletionMessageToolCallParam
+        ChatCompletionNamedToolChoiceParam ChatCompletionStreamOptionsParam
+        """.split()
+    others = """
+        ChatCompletionMessageParam ChatCompletionContentPartParam
+        ChatCompletionToolChoiceOptionParam ChatCompletion ChatCompletionChunk
+        ChatCompletionMessage ChatCompletionMessageToolCall
+        ChatCompletionMessageFunctionToolCall Choice ChoiceDelta ChoiceDeltaToolCall
+        ChoiceDeltaToolCallFunction Function CompletionUsage CompletionTokensDetails
+        PromptTokensDetails ChoiceLogprobs ChatCompletionTokenLogprob Model
+        """.split()
 
-    def test_what_is_patched_stays_patched_and_can_be_restored(self):
-        with Server(stream_reply(HELLO)) as server, client(server) as asker:
-            for patch in (lambda: mock.patch.object(asker.chat.completions, 'create', return_value='patched'),
-                          lambda: mock.patch.object(asker.chat, 'completions', **{'create.return_value': 'patched'}),
-                          lambda: mock.patch.object(asker, 'chat', **{'completions.create.return_value': 'patched'})):
-                with patch():
-                    self.assertEqual(ask(asker), 'patched')
-                self.assertText(ask(asker), 'Hello world')
-            asker.chat.completions.create = lambda **fields: fields['model']  # as tracing tools wrap it
-            self.assertEqual(ask(asker), 'm')
-            self.assertEqual(len(server.requests), 3)
+    def test_every_name_may_stand_in_an_annotation_and_parameters_are_made_as_dicts(self):
+        for name in self.parameters + self.others:
+            with self.subTest(name):
+                kind = getattr(streamlite, name)
+                self.assertTrue(typing.Optional[typing.List[kind]])
+                self.assertTrue(typing.Union[kind, None])
+                if name in self.parameters:
+                    self.assertEqual(kind(role='user', content='hi'),
+                                     {'role': 'user', 'content': 'hi'})
 
-    def test_the_request_id_is_in_the_completion(self):
-        named = {'x-request-id': 'req_7'}
-        whole = {'choices': [{'index': 0, 'message': {'role': 'assistant', 'content': 'Hi'}, 'finish_reason': 'stop'}]}
-        with Server(reply(200, named, whole), stream_reply(HELLO, headers=named)) as server, client(server) as asker:
-            for completion in ask(asker, stream=False), ask(asker).collect():
-                self.assertEqual(completion._request_id, 'req_7')
-                self.assertNotIn('_request_id', completion.to_dict())
+    def test_a_tool_call_has_both_of_its_names(self):
+        kind = streamlite.ChatCompletionMessageFunctionToolCall
+        self.assertIs(kind, streamlite.ChatCompletionMessageToolCall)
+        made = kind(id='a', type='function',
+                    function=streamlite.Function(name='f', arguments='{}'))
+        self.assertEqual(made.to_dict(), {'id': 'a', 'type': 'function',
+                                          'function': {'name': 'f', 'arguments': '{}'}})
 
-    def test_errors_are_made_as_tests_make_them(self):
-        class Answer:
-            status_code, headers = 429, {'x-request-id': 'req_7'}
+    @unittest.skipIf(sys.version_info < (3, 7), 'a class can be subscripted from 3.7 on')
+    def test_streams_may_be_subscripted(self):
+        def show(stream: streamlite.Stream[streamlite.ChatCompletionChunk]) -> str:
+            return ''.join(stream.text())
 
-        for error in (streamlite.APIResponseValidationError(Answer(), {'a': 1}),
-                      streamlite.RateLimitError('m', response=Answer(), body={'a': 1})):
-            self.assertEqual((error.status_code, error.request_id, error.body), (429, 'req_7', {'a': 1}))
+        self.assertTrue(typing.Optional[streamlite.AsyncStream[streamlite.ChatCompletionChunk]])
+        with served() as (_, asker):
+            self.assertEqual(show(ask(asker)), 'Hello world')
 
-    def test_arguments_of_the_sdk_are_understood(self):
-        class Message:
-            def model_dump(self, **options):
-                return {'role': 'user', 'content': 'hi'}
+    def test_an_editor_is_told_the_common_arguments(self):
+        common = ('messages model stream temperature max_tokens tools tool_choice response_format '
+                  'top_p stream_options n stop timeout extra_body').split()
+        for kind in streamlite.OpenAI, streamlite.AsyncOpenAI:
+            create = kind(api_key=KEY).chat.completions.create
+            self.assertLessEqual(set(common), set(inspect.signature(create).parameters))
 
-        self.assertTrue(issubclass(streamlite.AsyncClient, streamlite.AsyncOpenAI))
-        with Server(stream_reply(HELLO)) as server:
-            with streamlite.Client(api_key=KEY, base_url=server.url, max_retries=float('inf')) as asker:
-                self.assertText(ask(asker, messages=[Message()], seed=streamlite.omit, user=streamlite.NOT_GIVEN),
-                                'Hello world')
-            self.assertEqual(server.requests[0].json,
-                             {'model': 'm', 'messages': [{'role': 'user', 'content': 'hi'}], 'stream': True})
 
-    def test_what_is_missing_names_what_is_there(self):
+class RefusedTest(TestCase):
+    """What is not offered says what to do instead."""
+
+    def assertTells(self, work, pattern, *kinds):
+        with self.assertRaises(kinds or (TypeError, AttributeError)) as caught:
+            work()
+        self.assertRegex(str(caught.exception), pattern)
+        return caught.exception
+
+    def test_what_is_not_offered_says_what_is(self):
+        class Model:
+            pass
+
+        parsed = {'model': 'm', 'messages': [], 'response_format': Model}
         with client(None, base_url='http://nobody.invalid') as asker:
-            for place, name in (asker, 'embeddings'), (asker.models, 'retrieve'), (asker.chat, 'sessions'):
-                with self.assertRaises(AttributeError) as caught:
-                    getattr(place, name)
-                self.assertSays(caught.exception, name, 'chat completions')
+            completions = asker.chat.completions
+            for name, work, pattern in (
+                    ('client.beta', lambda: asker.beta, r'json\.loads|response_format'),
+                    ('parse of old', lambda: asker.beta.chat.completions.parse(),
+                     r'json\.loads|response_format'),
+                    ('parse', lambda: completions.parse(**parsed), r'json\.loads'),
+                    ('a class as the format', lambda: completions.create(**parsed),
+                     r'json\.loads'),
+                    ('stream()', lambda: completions.stream(model='m', messages=[]),
+                     r'create\(.*stream=True'),
+                    ('raw', lambda: completions.with_raw_response.create(), 'response'),
+                    ('raw client', lambda: asker.with_raw_response, 'response'),
+                    ('chat.create', lambda: asker.chat.create(model='m'), 'completions'),
+                    ('embeddings', lambda: asker.embeddings.create(input='x', model='m'),
+                     'chat completions'),
+                    ('responses', lambda: asker.responses.create(input='x', model='m'),
+                     r'chat\.completions\.create'),
+                    ('an HTTP client',
+                     lambda: streamlite.OpenAI(api_key=KEY, http_client=object()),
+                     'ssl_context|handlers')):
+                with self.subTest(name):
+                    self.assertTells(work, pattern)
+        asker = streamlite.AsyncOpenAI(api_key=KEY, base_url='http://nobody.invalid')
+        for work in lambda: asker.beta, lambda: asker.chat.completions.parse:
+            self.assertTells(work, r'json\.loads|response_format')
+
+    @unittest.skipIf(sys.version_info < (3, 7), 'a module has a __getattr__ from 3.7 on')
+    def test_calls_at_the_top_of_the_module_say_what_to_make(self):
+        for name, pattern in (('chat', r'OpenAI\('), ('api_key', r'OpenAI\('),
+                              ('base_url', r'OpenAI\('), ('models', r'OpenAI\('),
+                              ('embeddings', 'chat completions'), ('types', 'import'),
+                              ('no_such_name', 'no_such_name')):
+            with self.subTest(name):
+                error = self.assertTells(lambda: getattr(streamlite, name), pattern, AttributeError)
+                self.assertIn(name, str(error))
+        self.assertFalse(hasattr(streamlite, 'types'))
+        with self.assertRaises(ImportError):
+            exec('from %s import no_such_name' % streamlite.__name__)
+        self.addCleanup(vars(streamlite).pop, 'api_key', None)
+        streamlite.api_key = KEY
+        self.assertTells(lambda: streamlite.chat.completions, r'OpenAI\(api_key', AttributeError)
 
 
-# ---- the README ----------------------------------------------------------------------------------
+class SlipTest(AsyncTestCase):
+    """The commonest slips end in an error that names the remedy."""
 
-def read_file(path):
-    if not os.path.exists(path):
-        return ''
-    with io.open(path, encoding='utf-8') as file:
-        return file.read()
+    assertTells = RefusedTest.assertTells
 
+    def test_a_whole_reply_is_not_iterated_for_chunks(self):
+        def use_chunks():
+            for chunk in whole:
+                print(chunk.choices[0].delta.content)
+
+        async def use_chunks_later():
+            async for _ in whole:
+                pass
+
+        with served(reply(200, {}, WHOLE)) as (_, asker):
+            whole = ask(asker, stream=False)
+        self.assertTells(use_chunks, 'stream=True')
+        self.assertTells(lambda: asyncio_run(use_chunks_later()), 'stream=True')
+
+    def test_a_stream_is_no_whole_reply_and_has_deltas(self):
+        with served(stream_reply(HELLO), reply(200, {}, WHOLE)) as (_, asker):
+            with ask(asker) as stream:
+                chunk = next(stream)
+                self.assertFalse(hasattr(stream, 'choices'))
+                for work, pattern in (
+                        (lambda: stream.choices[0].message.content, r'collect\(\)|stream=False'),
+                        (lambda: stream.usage, r'collect\(\)|completion'),
+                        (lambda: stream[0], 'iterate|for |subscriptable|indexing')):
+                    self.assertTells(work, pattern)
+                self.assertText(stream, 'Hello world')
+            whole = ask(asker, stream=False)
+        self.assertIsNone(getattr(chunk.choices[0], 'message', None))
+        for work, pattern in (
+                (lambda: chunk.choices[0].message, 'delta'),
+                (lambda: whole.choices[0].delta, 'message'),
+                (lambda: chunk.choices[0].text, 'text'),
+                (lambda: chunk['choices'], r'\.choices|to_dict'),
+                (lambda: whole['choices'], r'\.choices|to_dict'),
+                (lambda: chunk.choices[0].delta['content'], r'\.content|to_dict')):
+            self.assertTells(work, pattern)
+
+    def test_a_stream_is_not_read_after_its_block(self):
+        begins = stall(begun(HEL))
+        reads = list, next, streamlite.Stream.collect, lambda stream: list(stream.text())
+        with served(*[begins] * len(reads) + [stream_reply(HELLO)]) as (_, asker):
+            for read in reads:
+                with ask(asker) as stream:
+                    next(stream)
+                error = self.assertTells(lambda: read(stream), 'with|closed',
+                                         streamlite.OpenAIError)
+                self.assertNotIsInstance(error, streamlite.APIConnectionError)
+                self.assertEqual((text_of(error.partial), text_of(stream.completion)),
+                                 ('Hel', 'Hel'))
+            with ask(asker) as stream:
+                self.assertEqual(len(list(stream)), 4)
+            self.assertEqual(list(stream), [], 'what was read to its end is no slip')
+            self.assertText(stream, 'Hello world')
+
+        async def main(server):
+            async with async_client(server) as asker:
+                async with await ask(asker) as stream:
+                    await stream.__anext__()
+                with self.assertRaises(streamlite.OpenAIError) as caught:
+                    await gather_text(stream)
+                self.assertNotIsInstance(caught.exception, streamlite.APIConnectionError)
+                self.assertRegex(str(caught.exception), 'with|closed')
+                async with await ask(asker) as stream:
+                    await gather_text(stream)
+                self.assertEqual(await gather_text(stream), '')
+                await stream.aclose()
+
+        with Server(begins, stream_reply(HELLO)) as server:
+            self.run_async(main(server))
+
+    def test_an_await_that_was_forgotten(self):
+        async def main(server):
+            made = []
+
+            def create(**options):
+                made.append(ask(asker, **options))
+                return made[-1]
+
+            async def iterate():
+                async for _ in create():
+                    pass
+
+            async def enter():
+                async with create():
+                    pass
+
+            async with async_client(server) as asker:
+                self.assertTells(lambda: list(create()), 'await|coroutine')
+                self.assertTells(lambda: create(stream=False).choices, 'await|coroutine')
+                for wrong in iterate, enter:
+                    with self.assertRaises((TypeError, AttributeError)) as caught:
+                        await wrong()
+                    self.assertRegex(str(caught.exception), 'await|coroutine|__ae')
+                for coroutine in made:
+                    coroutine.close()
+            self.assertEqual(server.requests, [])
+
+        with Server() as server:
+            asyncio_run(main(server))  # the debug mode of 3.6 makes a coroutine iterable
+
+    def test_an_async_that_is_missing_or_too_much(self):
+        def use_for(stream):
+            for _ in stream:
+                pass
+
+        def use_with(stream):
+            with stream:
+                pass
+
+        async def iterate(stream):
+            async for _ in stream:
+                pass
+
+        async def main(server):
+            async with async_client(server) as asker, await ask(asker) as stream:
+                self.assertTells(lambda: use_for(stream), 'async for', TypeError)
+                self.assertTells(lambda: next(stream), 'async|iterator', TypeError)
+                self.assertTells(lambda: use_with(stream), 'async with|context manager|__enter__')
+                self.assertTells(lambda: stream.choices, r'collect\(\)|stream=False')
+                self.assertEqual(await gather_text(stream), 'Hello world')
+
+        with served() as (server, asker), ask(asker) as stream:
+            self.run_async(main(server))
+            self.assertTells(lambda: asyncio_run(iterate(stream)), 'AsyncOpenAI|Stream', TypeError)
+
+
+# --------------------------------------------------------------------------------------------------
+# README: what it shows and what it says is so
+# --------------------------------------------------------------------------------------------------
 
 README = read_file(os.path.join(FOLDER, 'README.md'))
 if not README.startswith('# streamlite\n'):
@@ -5488,7 +8382,8 @@ if not README.startswith('# streamlite\n'):
 Block = collections.namedtuple('Block', 'language text line')
 BLOCKS = [Block(match.group(1), match.group(2), README[:match.start()].count('\n') + 2)
           for match in re.finditer(r'^```(\w+)\n(.*?)^```$', README, re.M | re.S)]
-FILES = {block.text.split('\n')[0][2:]: block.text for block in BLOCKS if re.match(r'# \w+\.py\n', block.text)}
+FILES = {block.text.split('\n')[0][2:]: block.text for block in BLOCKS
+         if re.match(r'# \w+\.py\n', block.text)}
 
 
 @unittest.skipUnless(README, 'no README.md of streamlite beside it')
@@ -5503,7 +8398,8 @@ class ReadmeTest(ProgramTestCase):
                     with self.subTest(line=block.line):
                         output = self.run_program('\n' * (block.line - 1) + block.text, names)
                         if following.language == 'text':
-                            pattern = '.*'.join(map(re.escape, following.text.split('...')))  # ... stands for anything
+                            # ... stands for anything
+                            pattern = '.*'.join(map(re.escape, following.text.split('...')))
                             told = re.match(pattern + r'\Z', output, re.S)
                             self.assertTrue(told, '%r\nis not\n%r' % (output, following.text))
         finally:
@@ -5518,7 +8414,8 @@ class ReadmeTest(ProgramTestCase):
 
     def test_its_links_lead_somewhere(self):
         headings = re.findall('^#+ (.*)', README, re.M)
-        anchors = {re.sub(r'[^\w -]', '', heading).lower().replace(' ', '-') for heading in headings}
+        anchors = {re.sub(r'[^\w -]', '', heading).lower().replace(' ', '-')
+                   for heading in headings}
         self.assertLessEqual(set(re.findall(r'\]\(#(.*?)\)', README)), anchors)
 
     def test_it_tells_the_limits_as_they_are(self):
@@ -5537,67 +8434,65 @@ class RelayRecipeTest(ProgramTestCase):
             self.skipTest('no README.md of streamlite beside it')
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
-        with io.open(os.path.join(folder, name), 'w', encoding='utf-8') as file:
-            file.write(FILES[name])
-        process = subprocess.Popen([sys.executable, name, '0'] + list(arguments), cwd=folder, universal_newlines=True,
+        write_file(os.path.join(folder, name), FILES[name])
+        environment.update(PYTHONPATH=FOLDER, PYTHONIOENCODING='utf-8')
+        process = subprocess.Popen([sys.executable, name, '0'] + list(arguments), cwd=folder,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env=dict(os.environ, PYTHONPATH=FOLDER, **environment))
+                                   env=dict(os.environ, **environment))
 
         def stop():
             process.terminate()
-            output, errors = process.communicate()
+            output, errors = map(read_pipe, process.communicate())
             SAID.append(output + errors)
             self.assertNotIn('Traceback', errors)
 
         self.addCleanup(stop)
-        return process.stdout.readline().strip()
-
-    def watched(self, *scripts):
-        """A server, and an Event: the client of its last script has gone."""
-        gone = threading.Event()
-        server = Server(*scripts + (lambda peer: (peer.send(WAITING), peer.wait_closed() and gone.set()),))
-        server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
-        return server, gone
+        return process.stdout.readline().decode('utf-8').strip()
 
     def test_the_standard_library_relay_shows_tokens_as_they_come(self):
         text = 'two\nlines \u2028 "</script>" \U0001f600'
-        stream = sse(delta(text), delta(finish_reason='stop'))
-        server, gone = self.watched(stream_reply(stream), error_reply(401, message='wrong key ' + KEY), cut(WAITING))
+        stream = sse(delta(text), STOP)
+        last, gone = watched()
+        server = self.serve(stream_reply(stream), error_reply(401, message='wrong key ' + KEY),
+                            cut(WAITING), last)
         address = self.start('relay.py', OPENAI_BASE_URL=server.url)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
         def events(prompt='hi'):
-            with direct.open(address + 'stream?prompt=' + prompt, timeout=10) as response:
+            with direct.open(address + 'stream?prompt=' + prompt, timeout=LONG) as response:
                 self.assertEqual(response.headers['content-type'], 'text/event-stream')
                 return streamlite.SSEDecoder().feed(response.read())
 
-        with direct.open(address, timeout=10) as response:
+        with direct.open(address, timeout=LONG) as response:
             page = response.read().decode()
         self.assertIn('new EventSource', page)
         self.assertLessEqual(len(page.splitlines()), 30)
         first, _, done = events('a%20b%26c')
         self.assertEqual(json.loads(first.data)['choices'][0]['delta']['content'], text)
         self.assertEqual(done.data, '[DONE]')
-        self.assertEqual(server.requests[0].json['messages'], [{'role': 'user', 'content': 'a b&c'}])
+        self.assertEqual(server.requests[0].json['messages'],
+                         [{'role': 'user', 'content': 'a b&c'}])
         refused, = events()
         self.assertEqual(refused.event, 'error')
         self.assertIn('AuthenticationError', json.loads(refused.data)['error']['message'])
         *_, broken = events()
         self.assertEqual(broken.event, 'error')
-        response = direct.open(address + 'stream?prompt=hi', timeout=10)
+        response = direct.open(address + 'stream?prompt=hi', timeout=LONG)
         self.assertIn(b'Hel', response.readline())  # while the model is still at it
         response.close()
-        self.assertTrue(gone.wait(1), 'and it is told when the browser goes away, though it is silent')
+        self.assertTrue(gone.wait(PROMPT),
+                        'and it is told when the browser goes away, though it is silent')
 
     def test_the_recording_relay_keeps_every_stream_however_it_ends(self):
         try:
             import sqlite3
         except ImportError:
             self.skipTest('this Python has no sqlite3')
-        usage = dict(delta(), choices=[], usage={'prompt_tokens': 5, 'completion_tokens': 7, 'total_tokens': 12})
-        whole = stream_reply(sse(delta('Hello'), delta(finish_reason='stop'), usage))
-        server, gone = self.watched(whole, error_reply(401), cut(WAITING))
+        usage = dict(delta(), choices=[],
+                     usage={'prompt_tokens': 5, 'completion_tokens': 7, 'total_tokens': 12})
+        whole = stream_reply(sse(delta('Hello'), STOP, usage))
+        last, gone = watched()
+        server = self.serve(whole, error_reply(401), cut(WAITING), last)
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
         database = os.path.join(folder, 'streams.db')
@@ -5614,16 +8509,20 @@ class RelayRecipeTest(ProgramTestCase):
             with ask(client, model='four') as stream:
                 next(stream)
                 next(stream)
-            self.assertTrue(gone.wait(1))
-        rows, end = [], time.monotonic() + 5
-        while len(rows) < 4 and time.monotonic() < end:
+            self.assertTrue(gone.wait(PROMPT))
+
+        def recorded():
             with contextlib.closing(sqlite3.connect(database)) as connection:
-                rows = connection.execute('SELECT * FROM streams ORDER BY model').fetchall()
+                return connection.execute('SELECT * FROM streams ORDER BY model').fetchall()
+
+        self.wait_until(lambda: len(recorded()) == 4)
+        rows = recorded()
         self.assertEqual([row[1:6] for row in rows], [
             ('four', 'the client left', 'Hello ', None, None), ('one', 'whole', 'Hello', 5, 7),
-            ('three', 'APIConnectionError', 'Hello ', None, None), ('two', 'AuthenticationError', None, None, None)])
+            ('three', 'APIConnectionError', 'Hello ', None, None),
+            ('two', 'AuthenticationError', None, None, None)])
         first, last = rows[1][6:]
-        self.assertTrue(0 < first <= last < 10)
+        self.assertTrue(0 <= first <= last < PROMPT)
 
     def test_the_fastapi_relay_streams_and_tells_what_it_could_not_ask(self):
         if 'fastapi_relay.py' not in FILES:
@@ -5646,10 +8545,13 @@ class RelayRecipeTest(ProgramTestCase):
             async def send(message):
                 sent.append(message)
 
-            scope = {'type': 'http', 'asgi': {'version': '3.0', 'spec_version': '2.3'}, 'http_version': '1.1',
-                     'method': 'GET', 'scheme': 'http', 'path': '/stream', 'raw_path': b'/stream', 'root_path': '',
-                     'query_string': query, 'headers': [], 'client': ('127.0.0.1', 1), 'server': ('127.0.0.1', 2)}
-            await asyncio.wait_for(names['app'](scope, receive, send), 10)
+            scope = {'type': 'http', 'asgi': {'version': '3.0', 'spec_version': '2.3'},
+                     'http_version': '1.1',
+                     'method': 'GET', 'scheme': 'http', 'path': '/stream', 'raw_path': b'/stream',
+                     'root_path': '',
+                     'query_string': query, 'headers': [], 'client': ('127.0.0.1', 1),
+                     'server': ('127.0.0.1', 2)}
+            await asyncio.wait_for(names['app'](scope, receive, send), LONG)
             return sent[0]['status'], b''.join(message.get('body', b'') for message in sent[1:])
 
         status, body = asyncio_run(get(b'prompt=hi'))
@@ -5662,25 +8564,65 @@ class RelayRecipeTest(ProgramTestCase):
         self.assertIn('NotFoundError', json.loads(body.decode())['detail'])
         asyncio_run(names['client'].close())
 
+    def test_the_recording_relay_records_no_failure_as_whole(self):
+        try:
+            import sqlite3
+        except ImportError:
+            self.skipTest('this Python has no sqlite3')
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        database = os.path.join(folder, 'streams.db')
+        address = self.start('recording_relay.py', database, OPENAI_BASE_URL=self.server.base_url)
+        parts = urllib.parse.urlsplit(address)
+        whole = json.dumps({'model': 'demo', 'messages': chat('hi')}).encode()
+        nested = b'[' * 50000 + b']' * 50000
+        bodies = [b'[' * 100000, b'{"a":' * 100000, b'{"model": "m", "messages": %s}' % nested,
+                  b'[]', b'7', b'{"model": "demo", "messages": 7}', whole]
+        for body in bodies:
+            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+            self.addCleanup(connection.close)
+            connection.request('POST', '/v1/chat/completions', body)
+            with contextlib.suppress(http.client.HTTPException, OSError):
+                answer = connection.getresponse()
+                answer.read()
+                self.assertEqual(answer.status == 200, body is whole)
+            connection.close()
+        rows, end = [], time.monotonic() + 5
+        while ('demo', 'whole') not in rows and time.monotonic() < end:
+            with contextlib.suppress(sqlite3.OperationalError):
+                with contextlib.closing(sqlite3.connect(database)) as connection:
+                    rows = connection.execute('SELECT model, ended FROM streams').fetchall()
+        self.assertEqual([row for row in rows if row[1] == 'whole'], [('demo', 'whole')])
+
 
 class ApproverTest(TestCase):
     """What is told to whoever must approve the file is what the file does."""
 
     source = read_file(SCRIPT)
+
     by_urllib = {'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY', 'REQUEST_METHOD'}
+
+    # What stands for a name where the environment is read: a short name for the function; members
+    # of the two tables; and what --key-env and -H name.
+    variables = {'environ.get', 'name', 'variable', 'value', 'args.key_env'}
 
     def test_the_environment_variables_that_it_reads_are_the_ones_that_it_names(self):
         table = self.source.partition('    environment ')[2].partition('    files ')[0]
         named = set(re.findall(r'\b[A-Z][A-Z_]{3,}\b', table))
         read = set()
-        uses = r'environ\.get\(([^(),]+)|environ\[([^\]]+)\]|getenv\(([^(),]+)|(\S+) (?:not )?in os\.environ\b'
+        uses = (r'environ\.get\(([^(),]+)|environ\[([^\]]+)\]|getenv\(([^(),]+)'
+                r'|os\.(environ\.get)\n|(\S+) (?:not )?in os\.environ\b')
+        read.update(re.findall(r'\benvironment\("([A-Z_]+)"\)', self.source))
         for subject in map(''.join, re.findall(uses, self.source)):
-            if subject == 'name':  # each of a tuple
-                read.update(re.findall(r'"(\w+)"', re.search(r'\("SSL_CERT_FILE",[^)]*\)', self.source).group()))
-            elif subject != 'args.key_env':  # what --key-env names
+            if subject.startswith('"'):
                 read.add(ast.literal_eval(subject))
-        self.assertEqual(len(re.findall(r'\benviron\b|getenv', self.source)), len(re.findall(uses, self.source)),
+            else:
+                self.assertIn(subject, self.variables, 'a use that this test does not know')
+        self.assertEqual(len(re.findall(r'\benviron\b|getenv', self.source)),
+                         len(re.findall(uses, self.source)),
                          'a use that this test does not know')
+        for table in r'_CA_VARIABLES = \(([^)]*)\)', r'for variable, name in \(([^:]*)\):':
+            read.update(re.findall(r'"([A-Z_]+)"', re.search(table, self.source).group(1)))
         self.assertEqual(read | self.by_urllib, named)
         if README:
             told = re.search(r'\| environment variable \|.*?\n\n', README, re.S).group()
@@ -5696,10 +8638,16 @@ class ApproverTest(TestCase):
                 self.assertEqual(node.level, 0)
                 modules.add(node.module.split('.')[0])
         self.assertLessEqual(modules, set(getattr(sys, 'stdlib_module_names', modules)))
-        self.assertEqual(modules & {'ctypes', 'hashlib', 'marshal', 'multiprocessing', 'pickle', 'subprocess'}, set())
+        self.assertEqual(modules & {'ctypes', 'hashlib', 'marshal', 'multiprocessing', 'pickle',
+                                    'subprocess'}, set())
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         self.assertEqual(names & {'eval', 'exec', 'compile', '__import__', 'open'}, set())
 
 
 if __name__ == '__main__':
-    unittest.main()
+    if sys.argv[1:2] == [OTHER_PROCESS]:
+        run_for_another_process(sys.argv[2:])
+    elif len(sys.argv) > 1:
+        unittest.main(testRunner=Runner)
+    else:
+        run_in_two_processes()
