@@ -2317,9 +2317,9 @@ class _Connection:
         self.fault: Optional[OSError] = None  # or this happened.
         self.received = 0                    # Bytes, in all.
         self.sent_at: Optional[float] = None  # When the request had been sent.
-        self._in_use = threading.Lock()      # Held by whoever reads: a socket is not closed then.
         self._closing = False
         self._pid = os.getpid()
+        self._in_use = threading.Lock()      # Held by whoever reads: a socket is not closed then.
         _open_sockets.add(sock)
 
     def fill(self, call: _Call, wait: bool = True, size: int = 16384) -> bool:
@@ -2399,16 +2399,18 @@ class _Connection:
         connection of the process gets.
         """
         self._closing = True
+        _open_sockets.discard(self.sock)
         if self._pid == os.getpid():  # After a fork the connection is the parent's.
             _shut(self.sock)
         if self._in_use.acquire(False):
             try:
                 self.sock.close()
-                _open_sockets.discard(self.sock)
             finally:
                 self._in_use.release()
 
-    __del__ = close
+    def __del__(self) -> None:
+        if "_in_use" in self.__dict__:  # Unless it is half made.
+            self.close()
 
 
 class _Pool:
@@ -3344,6 +3346,7 @@ class _Attempt:
         self.chunks = _answer(_payloads(reply.body, secrets.hide), asked, call)
         self.events = 0          # Chunks handed out,
         self.look_at = MAX_TURN  # and after how many the clock is looked at.
+        self.at_rest = True      # Not while a chunk is taken: an interrupt may lose it.
 
 
 class _Exchange:
@@ -3517,6 +3520,7 @@ class _BaseStream(Generic[_Item]):
         if failure is None:
             failure = OpenAIError("this stream was closed: read it before close(), and inside "
                                   "its `with` block")
+        if failure.partial is None:
             failure.partial, failure.attempts = self.completion, self._attempts
             failure.elapsed = self.elapsed
         raise copy.copy(failure)
@@ -3531,14 +3535,14 @@ class _BaseStream(Generic[_Item]):
             return
         # First what matters: another interrupt may come.
         self._state = _FAILED
-        self._failure = error = APIConnectionError(
-            message="the stream was interrupted while it was read")
+        self._failure = APIConnectionError(
+            message="the stream was interrupted while it was read",
+            request=self._exchange.request)
         attempt, self._attempt = self._attempt, None
         self._call.cancel()
         if attempt is not None:
             attempt.reply.close()
             self._log_end(attempt.events, "interrupted")
-        self._complete(error, attempt.events if attempt else 0)
 
     def _cut(self) -> None:
         """End the stream, from any thread; whoever reads it then gets an error."""
@@ -3646,12 +3650,15 @@ class Stream(_BaseStream[_Item], _Closing):
     def _next(self) -> Optional[ChatCompletionChunk]:
         """The next chunk; None at the end of a whole answer."""
         with self._reading:
+            if self._attempt is not None and not self._attempt.at_rest:
+                self._interrupt()
             while True:
                 attempt = self._attempt
                 if attempt is None:
                     if self._is_over():
                         return None
                     attempt = self._open()
+                attempt.at_rest = False
                 try:
                     if attempt.events >= attempt.look_at:
                         attempt.look_at += MAX_TURN
@@ -3662,6 +3669,7 @@ class Stream(_BaseStream[_Item], _Closing):
                         self._accumulator.add(chunk)
                         if self._first_token_at is None:
                             self._note_first(chunk)
+                        attempt.at_rest = True
                         return chunk
                     # No stage of the pipeline waits: an interrupt there would end its generators,
                     # which looks like the end of an answer.
@@ -4695,12 +4703,15 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         if not self._reading.acquire(False):
             raise _Busy("another task reads this stream already")
         try:
+            if self._attempt is not None and not self._attempt.at_rest:
+                self._interrupt()
             while True:
                 attempt = self._attempt
                 if attempt is None:
                     if self._is_over():
                         return None
                     attempt = await self._open()
+                attempt.at_rest = False
                 try:
                     if attempt.events >= attempt.look_at:
                         attempt.look_at += MAX_TURN
@@ -4712,6 +4723,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
                         self._accumulator.add(chunk)
                         if self._first_token_at is None:
                             self._note_first(chunk)
+                        attempt.at_rest = True
                         return chunk
                     await self._fill(attempt.reply)
                 except StopIteration as end:
