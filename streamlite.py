@@ -2602,6 +2602,12 @@ def _complete(reading: Generator[bytes, None, _T], connection: _Connection, call
 
 # -- urllib's part --
 
+# Headers that say where a request ends and what becomes of its connection: a relay that passes on
+# those of its own request must not make two requests of ours.
+_FRAMING = frozenset(("content-length", "transfer-encoding", "connection", "keep-alive", "te",
+                      "trailer", "upgrade", "expect"))
+
+
 class _Request(urllib.request.Request):
     """A urllib request that knows its call.
 
@@ -2639,10 +2645,10 @@ class _Request(urllib.request.Request):
     def encoded(self) -> bytes:
         """The request as it is sent."""
         headers = {"Host": urllib.parse.urlsplit(self.full_url).netloc, "Connection": "keep-alive"}
-        headers.update(self.headers)
-        headers.update(self.unredirected_hdrs)
-        if self.tunnel:
-            headers.pop("Proxy-authorization", None)
+        for name, value in itertools.chain(self.headers.items(), self.unredirected_hdrs.items()):
+            is_proxys = name.lower() == "proxy-authorization" and self.tunnel
+            if name.lower() not in _FRAMING and not is_proxys:
+                headers[name] = value
         body = cast(Optional[bytes], self.data)
         if body is not None:
             headers["Content-Length"] = str(len(body))
@@ -3888,7 +3894,7 @@ def _completion_body(messages: Any, model: Any, stream: Any, extra_body: Any,
                      fields: Dict[str, Any]) -> Dict[str, Any]:
     """The fields of a request for a completion, looked at before anything is sent."""
     if not isinstance(model, str) or not model:
-        raise TypeError("model must be the name of a model, not %r" % (model,))
+        raise TypeError("model must be the name of a model, not %s" % _shown(model))
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError("messages must be a list such as [{'role': 'user', 'content': '...'}], "
                         "not %s" % type(messages).__name__)
@@ -3972,6 +3978,9 @@ class _Requester:
         if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_socket"):
             raise TypeError("ssl_context must be an ssl.SSLContext, not %s"
                             % type(self.ssl_context).__name__)
+        if not isinstance(self.handlers, (list, tuple)):
+            raise TypeError("handlers must be a list of urllib.request handlers, not %s"
+                            % type(self.handlers).__name__)
         for handler in self.handlers:
             if not isinstance(handler, urllib.request.BaseHandler):
                 raise TypeError("handlers must be urllib.request handlers, not %s"
@@ -3997,6 +4006,8 @@ class _Requester:
 
     @base_url.setter
     def base_url(self, base_url: Any) -> None:
+        if isinstance(base_url, (int, float, bytes)):
+            raise TypeError("base_url must be a str, not %s" % type(base_url).__name__)
         self._base_url, self.base_query = _split_base_url(str(base_url))
 
     def headers(self, extra_headers: Any, has_body: bool) -> _Headers:
@@ -4295,9 +4306,19 @@ class Models(_Part):
 
 
 def _model_path(model: str) -> str:
-    if not isinstance(model, str) or not model:
-        raise ValueError("model must be the name of a model, not %r" % (model,))
-    return "/models/" + urllib.parse.quote(model, safe=":")
+    if model == "":
+        raise ValueError("model must be the name of a model, not ''")
+    return "/models/" + _quoted(model, "model", safe=":")
+
+
+def _quoted(text: Any, argument: str, safe: str = "") -> str:
+    """A text as a part of a URL's path."""
+    if not isinstance(text, str):
+        raise TypeError("%s must be a str, not %s" % (argument, type(text).__name__))
+    try:
+        return urllib.parse.quote(text, safe=safe)
+    except UnicodeError:
+        raise TypeError("%s holds what a URL cannot carry" % argument) from None
 
 
 def _model_page(text: str, hide: Callable[[str], str]) -> ModelPage:
@@ -4393,7 +4414,7 @@ class _AzureRequester(_Requester):
             # The list of models is no deployment's.
             return re.sub("/deployments/[^/]*$", "", base) + path
         if "/deployments" not in urllib.parse.urlsplit(base).path:
-            base += "/deployments/" + urllib.parse.quote(str(body["model"]), safe="")
+            base += "/deployments/" + _quoted(body["model"], "model")
         return base + path
 
     def _checked_key(self, key: Any) -> str:
@@ -4467,8 +4488,10 @@ def _azure_url(base_url: Any, endpoint: Optional[str], deployment: Optional[str]
     if not endpoint:
         raise _AzureSettingError("no azure_endpoint: pass it, such as "
                                  "'https://NAME.openai.azure.com', or set AZURE_OPENAI_ENDPOINT")
+    if not isinstance(endpoint, str):
+        raise TypeError("azure_endpoint must be a str, not %s" % type(endpoint).__name__)
     url = endpoint.rstrip("/") + "/openai"
-    return url + "/deployments/" + urllib.parse.quote(deployment, safe="") if deployment else url
+    return url + "/deployments/" + _quoted(deployment, "azure_deployment") if deployment else url
 
 
 class AzureOpenAI(_BaseAzure, OpenAI):
@@ -5147,7 +5170,8 @@ def _demo_handler(demo: DemoServer) -> Any:
                 length = int(self.headers["Content-Length"])
                 request = json.loads(self.rfile.read(length).decode())
                 model, chunks = request["model"], _demo_chunks(request)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+            except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+                    ValueError) as error:
                 self.refuse(400, "This is not a chat completion request: %s: %s" % (
                     type(error).__name__, error), "invalid_request_error")
                 return
