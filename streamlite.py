@@ -1139,6 +1139,7 @@ _FIELD_NAMES = ("data:", "event:", "id:", "retry:", "error:")
 
 _scan_once = cast(Any, _json_decoder).scan_once  # Written in C; decode() calls it, too.
 _find_text = re.compile(r"[^ \t\r\n]").search
+_skip_data = re.compile(r"""[ \t\r"']*(data:[ ]?)+""").match
 
 
 def _payloads(body: Iterator[bytes],
@@ -1388,7 +1389,7 @@ def _next_payload(text: str, at: int,
         return _DONE, len(text)
     if line.startswith("data:"):
         # Wrapped twice, or behind a JSON body.
-        end = text.index("data:", at) + len("data:")
+        end = _skip_data(text, at).end()  # type: ignore[union-attr]
     elif not line or line.startswith(":"):
         # Nothing, or a comment that a gateway has wrapped.
         end = text.find("\n", at) + 1 or len(text)
@@ -3446,7 +3447,7 @@ class _BaseStream(Generic[_Item]):
 
     def _finish(self, attempt: _Attempt, verdict: Optional[_Whole]) -> None:
         """The answer is whole, if there is a verdict: none comes from a dead generator."""
-        if verdict is None:
+        if verdict is None or self._state is _FAILED:
             self._interrupt()
             self._is_over()
             return
@@ -3537,14 +3538,14 @@ class _BaseStream(Generic[_Item]):
         Some of it may be lost (a Ctrl-C ends generators, an answer would have a hole): whoever
         uses the stream again gets an error.
         """
-        if self._state is _FAILED:
+        if self._state is _FAILED and self._attempt is None:
             return
         # First what matters: another interrupt may come.
         self._state = _FAILED
+        attempt, self._attempt = self._attempt, None
         self._failure = APIConnectionError(
             message="the stream was interrupted while it was read",
             request=self._exchange.request)
-        attempt, self._attempt = self._attempt, None
         self._call.cancel()
         if attempt is not None:
             attempt.reply.close()
