@@ -1100,8 +1100,10 @@ def _answer(payloads: "Iterator[Optional[Dict[str, Any]]]", asked: _Asked,
                 break
             chunk = door.chunk(fields)
             yield chunk
-            # Behind a whole answer only more text renews the patience.
-            waiting = waiting and whole and not _brings_something(chunk)
+            # Each chunk starts the clock anew; but behind a whole answer only more of it does: what
+            # else comes there must not be waited for without end.
+            if not whole or _brings_something(chunk):
+                waiting = False
             for choice in chunk.choices:
                 if choice.index not in seen:
                     seen.add(choice.index)
@@ -1180,7 +1182,7 @@ def _payloads(body: Iterator[bytes],
             if fields is None:
                 continue
             if not recognised:
-                recognised = "choices" in fields or fields is _DONE
+                recognised = "choices" in fields
                 first = "" if recognised else first or text
             yield fields
     foreign = first or decoder.foreign
@@ -1960,15 +1962,14 @@ def _unchunked(connection: "_Connection") -> Iterator[bytes]:
     line = b"\r\n"  # A size line that has not ended; at first, as if a chunk had come before.
     left = 0        # Bytes of the chunk that are still to come.
     for data in _received(connection):
-        if line and b"\n" not in data and len(line) > 64:
+        if len(line) > 64 and b"\n" not in data:
             # A long extension: it is not looked at again for each of its pieces.
             line += data
             if len(line) > MAX_CHUNK_LINE:
                 raise _bad_chunk()
             yield b""
             continue
-        if line:
-            data, line = line + data, b""
+        data, line = line + data, b""
         pieces: List[bytes] = []
         at, end = 0, len(data)
         while at < end:
@@ -2024,7 +2025,7 @@ def _until_blank_line(connection: "_Connection", block: bytes,
             connection.ahead = bytes(taken[blank_line.end():])
             return bytes(taken[:blank_line.end()])
         if len(taken) > limit:
-            raise _BrokenReply("the headers are longer than %d bytes" % limit)
+            raise _BrokenReply("the headers are longer than %d bytes" % MAX_HEADERS)
         yield b""
     if not taken:
         raise ConnectionAbortedError("the connection was closed without an answer")
@@ -2057,7 +2058,7 @@ def _inflate(body: Iterator[bytes], coding: str) -> Iterator[bytes]:
             data = start
             inflater = zlib.decompressobj(_window(coding, data))
         piece = b"more"
-        while piece and not inflater.eof:
+        while piece:
             try:
                 piece = inflater.decompress(data, 65536)
             except zlib.error as error:
@@ -2096,8 +2097,8 @@ if ssl:
 _SLICE = 0.25 if os.name == "nt" else math.inf
 
 
-class _NoQueue:
-    """What a synchronous call enters while it waits for the network: nobody waits for its turn."""
+class _NetworkWait:
+    """What a call enters while it waits for the network; that matters to asynchronous ones."""
 
     def __enter__(self) -> None:
         pass
@@ -2116,7 +2117,7 @@ class _Call:
         self.read = read           # and to wait for the next event.
         self.started = time.monotonic()
         self.deadline = self.started + deadline
-        self.network = network or _NoQueue()  # Entered while the network is waited for.
+        self.network = network or _NetworkWait()  # Entered while the network is waited for.
         self._until = math.inf
         self._sock: Any = None     # In use by this call, and by no other.
         self._cancelled = False
@@ -2298,8 +2299,9 @@ _SECRET_NAME = (
 # connects to.  A connection serves every request of the same route, and no other.
 _Route = Tuple[str, str, str]
 
-# Sockets of connections that were not closed.  If a connection is lost in a reference cycle, its
-# own finalizer is to close the socket, not the socket's, which warns.
+# Sockets of connections that were not closed.  A connection that is lost in a reference cycle
+# closes its socket in its own finalizer; held here, the socket is no part of the cycle, and its
+# finalizer, which would warn, does not come first.  `_Connection.close` takes it out.
 _open_sockets: Set[Any] = set()
 
 
@@ -2438,19 +2440,19 @@ class _Pool:
                 connection.close()
             if not known:
                 return None
-            since, connection, tail = known[-1]
-            if _is_reusable(connection, tail, call, now - since):
+            since, connection, rest_of_body = known[-1]
+            if _is_reusable(connection, rest_of_body, call, now - since):
                 return connection
             connection.close()
 
-    def release(self, connection: _Connection, tail: Iterator[bytes]) -> None:
-        """Keep a connection whose answer is whole; `tail` reads the rest of the body's framing.
+    def release(self, connection: _Connection, rest_of_body: Iterator[bytes]) -> None:
+        """Keep a connection whose answer is whole, though its body may not have ended.
 
         That is not waited for here, but looked at when the connection is next wanted.
         """
         with self._lock:
             if not self._closed:
-                self._idle.append((time.monotonic(), connection, tail))
+                self._idle.append((time.monotonic(), connection, rest_of_body))
             surplus = self._idle[:-MAX_IDLE]
             del self._idle[:-MAX_IDLE]
             is_kept = not self._closed
@@ -2471,7 +2473,8 @@ class _Pool:
         return self._closed
 
 
-def _is_reusable(connection: _Connection, tail: Iterator[bytes], call: _Call, age: float) -> bool:
+def _is_reusable(connection: _Connection, rest_of_body: Iterator[bytes], call: _Call,
+                 age: float) -> bool:
     """Whether the last body has ended, and there is nothing more to read.
 
     The last bytes of a body, behind [DONE], may be some microseconds late: they get a moment.
@@ -2479,10 +2482,10 @@ def _is_reusable(connection: _Connection, tail: Iterator[bytes], call: _Call, ag
     is_young = age < 0.1
     try:
         with call.within(0.1 - age if is_young else 1.0):
-            for data in itertools.islice(tail, 64):
+            for data in itertools.islice(rest_of_body, 64):
                 if not data and not connection.fill(call, wait=is_young):
                     return False
-        if next(tail, None) is not None or connection.ahead:
+        if next(rest_of_body, None) is not None or connection.ahead:
             return False
         return not connection.fill(call, wait=False)
     except OSError:
@@ -2668,8 +2671,8 @@ class _Reply:
         self.status = self.code = head.status
         self.reason = self.msg = head.reason
         self.headers = head.headers
-        self.tail = _framed(connection, head)
-        self.body = _inflated(self.tail, head)
+        self.rest_of_body = _framed(connection, head)
+        self.body = _inflated(self.rest_of_body, head)
         self._call = call
         self._pool = pool  # That keeps the connection; None if it cannot be used again.
 
@@ -2702,7 +2705,7 @@ class _Reply:
     def release(self) -> None:
         """Be done with it: its connection may serve another request."""
         if self._call.let_go() and self._pool is not None:
-            self._pool.release(self.connection, self.tail)
+            self._pool.release(self.connection, self.rest_of_body)
         else:
             self.connection.close()
 
@@ -2996,6 +2999,7 @@ def _location(reply: _Reply, url: str) -> str:
     location = reply.headers.get("location")
     try:
         target = urllib.parse.urljoin(url, location) if location else ""
+        target = urllib.parse.urldefrag(target).url
         _origin(target)
         return target if re.match(r"[!-~]*\Z", target) else ""
     except ValueError:
@@ -3476,8 +3480,8 @@ class _BaseStream(Generic[_Item]):
         self._log_end(events, type(error).__name__)
         self._complete(error, events)
         seconds: Optional[float] = None
-        is_servers_word = events > 0 and not isinstance(error, APIConnectionError)
-        if not (self._handed_out or is_servers_word or self._call.cancelled):
+        is_told_midway = events > 0 and not isinstance(error, APIConnectionError)
+        if not (self._handed_out or is_told_midway or self._call.cancelled):
             import random
             seconds = _retry_wait(
                 error, self._attempts, self._exchange.max_retries, random.random())
@@ -4533,7 +4537,7 @@ class _Openers:
         self._limit = limit
         self._at_work = 0
         self._queue: Deque[_Job] = collections.deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A garbage collection may withdraw a job in any thread.
         self._pid = os.getpid()
 
     def submit(self, job: _Job) -> None:
@@ -4581,8 +4585,8 @@ class _Openers:
 _openers = _Openers(2)
 
 
-class _Network:
-    """What the threads of an asynchronous call enter while they wait for the network."""
+class _QueuedNetworkWait(_NetworkWait):
+    """Gives the turn to another thread meanwhile."""
 
     def __init__(self) -> None:
         import asyncio
@@ -4913,7 +4917,7 @@ class AsyncCompletions(_Part):
         body = _completion_body(messages, model, stream, extra_body, fields)
         result: AsyncStream[ChatCompletionChunk] = AsyncStream(self._requester.exchange(
             "POST", "/chat/completions", body, extra_headers=extra_headers,
-            extra_query=extra_query, timeout=timeout, network=_Network()))
+            extra_query=extra_query, timeout=timeout, network=_QueuedNetworkWait()))
         if not body.get("stream"):
             return await result.collect()
         await result._start()
@@ -4951,7 +4955,7 @@ class AsyncModels(_Part):
         """What the server serves: `await` it, or iterate it with `async for`."""
         async def ask() -> ModelPage:
             stream: AsyncStream[Any] = AsyncStream(self._requester.exchange(
-                "GET", "/models", network=_Network(), **options))
+                "GET", "/models", network=_QueuedNetworkWait(), **options))
             return await stream._read(_model_page)
 
         return _AsyncModelPage(ask)
@@ -4959,7 +4963,7 @@ class AsyncModels(_Part):
     async def retrieve(self, model: str, **options: Any) -> Model:
         """One of the models."""
         stream: AsyncStream[Any] = AsyncStream(self._requester.exchange(
-            "GET", _model_path(model), network=_Network(), **options))
+            "GET", _model_path(model), network=_QueuedNetworkWait(), **options))
         return await stream._read(_model)
 
 
