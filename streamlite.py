@@ -2121,6 +2121,7 @@ class _Call:
         self._until = math.inf
         self._sock: Any = None     # In use by this call, and by no other.
         self._cancelled = False
+        self._pid = os.getpid()
         self._lock = threading.RLock()  # A signal handler may cancel the call in its own thread.
 
     def start(self, seconds: float) -> float:
@@ -2188,8 +2189,9 @@ class _Call:
         """End the call at once."""
         with self._lock:
             self._cancelled = True
-            if self._sock is not None:
-                _shut(self._sock)
+            sock = self._sock
+            if sock is not None and self._pid == os.getpid():  # Else it is the parent's.
+                _shut(sock)
 
     @property
     def remaining(self) -> float:
@@ -3619,7 +3621,14 @@ class Stream(_BaseStream[_Item], _Closing):
 
     def text(self) -> Iterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
-        return filter(None, map(_chunk_text, self))
+        return filter(None, map(self._text_of, self))
+
+    def _text_of(self, chunk: ChatCompletionChunk) -> str:
+        try:
+            return _chunk_text(chunk)
+        except BaseException:
+            self._interrupt()  # The chunk is lost.
+            raise
 
     def collect(self) -> ChatCompletion:
         """Read to the end and return the whole reply, what was iterated before included.
@@ -5890,7 +5899,10 @@ class _Conversation:
             return input(prompt)
         if sys.stdin is None:
             raise EOFError
-        line = sys.stdin.buffer.readline()
+        try:
+            line = sys.stdin.buffer.readline()
+        except OSError as error:
+            raise OpenAIError("standard input cannot be read: %s" % error) from error
         if not line:
             raise EOFError
         return _decode_input(line, self._tell).rstrip("\n")

@@ -29,14 +29,18 @@ import collections
 import concurrent.futures
 import contextlib
 import copy
+import email.message
 import email.utils
+import errno
 import gc
 import http.client
 import inspect
 import io
 import itertools
 import json
+import linecache
 import logging
+import math
 import os
 import pickle
 import random
@@ -56,8 +60,10 @@ import tracemalloc
 import typing
 import unicodedata
 import unittest
+import urllib.error
 import urllib.parse
 import urllib.request
+import urllib.response
 import warnings
 import weakref
 import zlib
@@ -779,6 +785,94 @@ def plain(wired):
 
 SAID_DONE = streamlite._DONE
 RESET = ConnectionResetError('reset by peer')
+
+
+def in_module(frame):
+    """Whether the frame runs our code; what is raised in a __del__ Python drops."""
+    if frame.f_code.co_filename != MODULE:
+        return False
+    while frame is not None:
+        if frame.f_code.co_name == '__del__':
+            return False
+        frame = frame.f_back
+    return True
+
+
+OPENINGS = {number for number, line in enumerate(linecache.getlines(MODULE), 1)
+            if line.split()[:1] in (['try:'], ['with'])}
+
+
+@contextlib.contextmanager
+def signalled(number, handler, where=in_module):
+    """Run `handler` before one line of this thread, as a signal's would run, which may raise.
+
+    Of the lines of all frames for which `where(frame)` is true it is the one of this number; yields
+    a list that holds how many there were. Lines of `try` and `with` do not count: what is raised
+    there comes from outside of their blocks on some Pythons, and no signal comes there.
+    """
+    lines, fired = [0], []
+
+    def trace(frame, event, argument):
+        return trace_line if where(frame) else None
+
+    def trace_line(frame, event, argument):
+        if event == 'line':
+            lines[0] += frame.f_lineno not in OPENINGS
+            if lines[0] == number and not fired:
+                fired.append(number)
+                handler()
+        return trace_line
+
+    before = sys.gettrace()
+    # Python writes to standard error what is raised while a generator is thrown away.
+    with contextlib.redirect_stderr(io.StringIO()):
+        sys.settrace(trace)
+        try:
+            yield lines
+        finally:
+            sys.settrace(before)
+
+
+def interrupt():
+    raise Interrupt
+
+
+def stream_of(*reads):
+    """A stream that receives these bytes, and then the server's close, over no socket."""
+    called = streamlite._Call('http://server.test/v1', LONG, LONG, math.inf)
+    return streamlite.Stream(streamlite._Exchange(
+        streamlite.Request('POST', called.place), streamlite._asked({}), called,
+        streamlite._Secrets(), 0, lambda: '',
+        lambda key: streamlite._Reply(Wire(*reads), head_of(), called, None)))
+
+
+def in_time(test, work):
+    """Run it in a thread: `work` fails where it waits for itself, and not for ever."""
+    def run():
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    failed, thread = [], threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PROMPT)
+    test.assertFalse(thread.is_alive(), 'it waits for itself')
+    for error in failed:
+        raise error
+
+
+@contextlib.contextmanager
+def forked():
+    """Yields the child's id, which is 0 in the child; that leaves by os._exit()."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of forking beside threads, which the server has
+        child = os.fork()
+    try:
+        yield child
+    finally:
+        if not child:
+            os._exit(9)
 
 
 class TestCase(unittest.TestCase):
@@ -4492,6 +4586,15 @@ class FramingTest(TestCase):
         with mock.patch.object(streamlite, 'MAX_CHUNK_LINE', 1 << 20):
             self.assertLinear(work, 4000)
 
+    def test_a_long_list_of_models_takes_linear_time(self):
+        def read(size):
+            answer = streamlite._Reply(Wire(), head_of(), None, None)
+            answer.body = iter([piece] * size)
+            self.assertEqual(len(answer.read(1 << 40)), size * len(piece))
+
+        piece = bytes(1024)
+        self.assertLinear(read, 1000)
+
 
 class CodingTest(TestCase):
 
@@ -5290,6 +5393,33 @@ class SecretTest(TestCase):
                             self.assertNotIn(MARK, str(caught.exception)
                                              + repr(caught.exception.body))
 
+    def test_a_key_in_the_headers_of_an_answer_is_not_shown(self):
+        echo = {'x-request-id': 'req ' + KEY, 'x-echo': KEY}
+        with served(stream_reply(HELLO, headers=echo), error_reply(401, echo)) as (_, asker):
+            with ask(asker) as stream:
+                shown = [stream.response.request_id, stream.response.headers]
+                stream.collect()
+                shown.append(stream.completion._request_id)
+            with self.assertRaises(streamlite.AuthenticationError) as caught:
+                ask(asker)
+            error = caught.exception
+            shown += [error.request_id, error.response.request_id, error.response.headers]
+        for value in shown:
+            items = getattr(value, 'items', lambda: value)()
+            self.assertNotIn(MARK, repr(items))
+            self.assertIn('***', repr(items))
+
+    def test_no_part_of_the_key_is_in_the_body_of_what_is_no_completion(self):
+        answers = [stream_reply(sse({'x': 'y' * length + KEY}, done=False))
+                   for length in range(970, 1001, 3)]
+        with served(*answers) as (_, asker):
+            for _ in answers:
+                # What came is the answer so far, with the key: it is not looked at here.
+                with unittest.TestCase.assertRaises(self, streamlite.APIError) as caught:
+                    ask(asker).collect()
+                shown = repr([caught.exception.body, str(caught.exception)])
+                self.assertNotIn(KEY[:4], shown)
+
 
 class SizeTest(TestCase):
 
@@ -5589,6 +5719,67 @@ class ConnectionTest(TestCase):
                             2 << 20)
             self.assertEqual(server.connections, 1)
 
+    def test_an_address_of_a_family_that_the_system_lacks_is_passed_over(self):
+        unknown = (12345, socket.SOCK_STREAM, 6, '', ('::1', 9, 0, 0))  # as IPv6 switched off
+        resolve = socket.getaddrinfo
+        both = mock.patch('socket.getaddrinfo', lambda *args, **kwargs: (
+            [unknown] + resolve(*args, **kwargs)))
+        with served(stream_reply(HELLO)) as (_, asker), both:
+            self.assertText(ask(asker), 'Hello world')
+        nothing = mock.patch('socket.getaddrinfo', lambda *args, **kwargs: [unknown])
+        with client(None, base_url='http://127.0.0.1:9') as asker, nothing:
+            with self.assertRaises(streamlite.APIConnectionError) as caught:
+                ask(asker)
+        self.assertIsInstance(caught.exception.__cause__, OSError)
+
+    def check_fork(self, use, more_first):
+        """Fork amid a stream, `use` it in the child: it gets an error, the parent everything.
+
+        `more_first` says whether more comes before the child has ended.
+        """
+        more = threading.Event()
+
+        def script(peer):
+            peer.send(begun(HEL))
+            more.wait(LONG)
+            peer.send(chunked(LO, last=False) + chunked(sse(delta('world'), STOP)))
+
+        with served(script) as (_, asker), ask(asker) as stream:
+            next(stream)
+            with forked() as child:
+                if not child:
+                    try:
+                        use(stream)
+                    except streamlite.OpenAIError:
+                        os._exit(0)
+                    os._exit(1)
+            if more_first:
+                more.set()
+            self.assertEqual(os.waitpid(child, 0)[1], 0)
+            more.set()
+            self.assertText(stream, 'Hello world')
+
+    @unittest.skipUnless(hasattr(os, 'fork') and sys.platform != 'darwin',
+                         'this system has no fork')
+    def test_a_stream_that_a_forked_process_reads_too_loses_nothing(self):
+        self.check_fork(next, True)
+
+    @unittest.skipUnless(hasattr(os, 'fork') and sys.platform != 'darwin',
+                         'this system has no fork')
+    def test_a_stream_that_a_forked_process_closes_goes_on(self):
+        def close(stream):
+            with stream:
+                pass
+            next(stream)
+
+        def lose(stream):
+            stream.__del__()
+            next(stream)
+
+        for use in close, lose:
+            with self.subTest(use.__name__):
+                self.check_fork(use, False)
+
 
 class RedirectTest(TestCase):
 
@@ -5862,6 +6053,14 @@ class ProxyTest(LoopbackTestCase):
                         self.fail('it was asked through the proxy: %s' % error)
                 self.assertEqual((len(proxy.requests), len(server.requests)), (0, 1))
             del os.environ[name]
+
+    def test_a_proxy_url_that_is_not_utf_8_is_no_url(self):
+        os.environ['http_proxy'] = 'http://us\udcffer:%s@127.0.0.1:9' % PASSWORD
+        with client(None, base_url='http://api.example.test/v1', max_retries=5) as asker:
+            with self.assertRaises(streamlite.OpenAIError) as caught:
+                ask(asker)
+        self.assertSays(caught.exception, 'HTTP_PROXY', 'valid')
+        self.assertNotIsInstance(caught.exception, streamlite.APIConnectionError)
 
 
 # Made for these tests, for "localhost" and "api.example.test", until 2120.
@@ -6440,6 +6639,27 @@ class PoolTest(ClockTestCase):
             pool.release(own, tail_of())
             self.assertIs(pool.claim(HERE, self.call()), own)
         self.assertFalse(wire.closed)
+
+    def test_a_signal_handler_may_close_the_client_at_any_line_of_the_pool(self):
+        def in_pool(frame):
+            here = frame.f_locals.get('self')
+            return in_module(frame) and isinstance(here, streamlite._Pool)
+
+        def check():
+            for number in itertools.count(1):
+                with client(server) as asker:
+                    with signalled(number, asker.close, in_pool) as lines:
+                        for _ in range(2):
+                            self.assertText(ask(asker), 'Hello world')
+                    self.assertTrue(asker.is_closed() or lines[0] < number)
+                if lines[0] < number:
+                    done.append(number)
+                    return
+
+        done = []
+        server = self.serve(stream_reply(HELLO))
+        in_time(self, check)
+        self.assertGreater(done[0], 20)
 
 
 def lines(*headers, status='HTTP/1.1 200 OK', end='\r\n'):
@@ -7332,6 +7552,180 @@ class StreamTest(TestCase):
             self.assertGreater(sum(right), 16)
             asyncio_run(main())
 
+    PIECES = ['one ', 'two']
+
+    READS = [sse(delta(PIECES[0]), done=False), sse(delta(PIECES[1], 'stop'))]
+
+    def read(self, stream, texts):
+        for chunk in stream:
+            texts.append(chunk.choices[0].delta.content)
+
+    def check_never_half(self, stream, texts):
+        """Read on: then there is an error, or all of the answer; tell whether it was an error."""
+        self.assertFalse(stream._reading.locked(), 'whoever reads it now waits for ever')
+        try:
+            self.read(stream, texts)
+        except streamlite.OpenAIError as error:
+            remember(error)
+            self.assertTrue(''.join(self.PIECES).startswith(text_of(error.partial)))
+            return True
+        self.assertEqual(texts, self.PIECES)
+        self.assertEqual(text_of(stream.completion), ''.join(self.PIECES))
+        self.assertEqual(stream.completion.choices[0].finish_reason, 'stop')
+        return False
+
+    def test_an_interrupt_at_any_line_never_leaves_a_hole(self):
+        errors = 0
+        for number in itertools.count(1):
+            stream, texts = stream_of(*self.READS), []
+            with contextlib.suppress(Interrupt), signalled(number, interrupt) as lines:
+                self.read(stream, texts)
+            if lines[0] < number:
+                break  # it came to its end before
+            with self.subTest(number):
+                errors += self.check_never_half(stream, texts)
+        self.assertGreater(errors, 100, 'most interrupts come while bytes are at work')
+
+    def test_a_second_interrupt_behind_the_first_never_leaves_a_hole(self):
+        def interrupt_twice():
+            calls = [0]
+
+            def profile(frame, event, argument):
+                if event in ('call', 'c_call') and in_module(frame):
+                    calls[0] += 1
+                    if calls[0] == second:
+                        raise Interrupt
+
+            sys.setprofile(profile)
+            raise Interrupt
+
+        errors = 0
+        for first, second in itertools.product(range(1, 450, 16), range(1, 12, 2)):
+            stream, texts = stream_of(*self.READS), []
+            try:
+                with signalled(first, interrupt_twice):
+                    self.read(stream, texts)
+            except Interrupt:
+                pass
+            finally:
+                sys.setprofile(None)
+            with self.subTest(first=first, second=second):
+                errors += self.check_never_half(stream, texts)
+        self.assertGreater(errors, 50)
+
+    def test_a_recursion_that_is_too_deep_never_leaves_a_hole(self):
+        def read_deep(levels):
+            if levels:
+                read_deep(levels - 1)
+            else:
+                texts.append(next(stream).choices[0].delta.content)
+
+        depth, frame = 0, sys._getframe()
+        while frame is not None:
+            depth, frame = depth + 1, frame.f_back
+        errors = 0
+        with contextlib.redirect_stderr(io.StringIO()):  # for what Python writes of generators
+            for levels in range(sys.getrecursionlimit() - depth, 0, -1):
+                stream, texts = stream_of(*self.READS), []
+                texts.append(next(stream).choices[0].delta.content)
+                with contextlib.suppress(RecursionError, streamlite.OpenAIError):
+                    read_deep(levels)
+                if len(texts) == 2:
+                    break  # there was room enough
+                with self.subTest(levels):
+                    errors += self.check_never_half(stream, texts)
+        self.assertGreater(errors, 0)
+
+    def test_a_signal_handler_may_close_the_stream_at_any_line(self):
+        def in_locks(frame):
+            here = frame.f_locals.get('self')
+            return (in_module(frame) and isinstance(here, streamlite._Call)
+                    or frame.f_code.co_filename == threading.__file__)
+
+        def close_begun(number):
+            """Whether there is such a line in close()."""
+            with ask(asker) as stream:
+                next(stream)
+                with signalled(number, stream.close) as lines:
+                    stream.close()
+                self.assertRaises(streamlite.OpenAIError, next, stream)
+            return lines[0] >= number
+
+        def close_retried(number):
+            """Whether there is such a line in what looks for a cancellation or waits."""
+            with ask(asker) as stream:
+                with signalled(number, stream.close, in_locks) as lines:
+                    try:
+                        self.assertText(stream.collect(), 'Hello world')
+                    except streamlite.OpenAIError as error:
+                        remember(error)
+            return lines[0] >= number
+
+        def check(close, step):
+            for number in itertools.count(1, step):
+                with lock:
+                    scripts[:] = [cut(CHUNKED_HEAD), error_reply(503, AGAIN)]
+                if not close(number):
+                    return
+
+        def script(peer):
+            with lock:
+                answer = scripts.pop(0) if scripts else stream_reply(HELLO)
+            if callable(answer):
+                answer(peer)
+            else:
+                peer.send(answer)
+
+        scripts, lock = [], threading.Lock()
+        with no_waits(), served(stall(WAITING)) as (_, asker):
+            in_time(self, lambda: check(close_begun, 1))
+        with no_waits(), served(script, max_retries=5) as (_, asker):
+            in_time(self, lambda: check(close_retried, 2))
+
+    def test_a_close_is_told_as_such_where_the_body_ends_with_the_connection(self):
+        receive, closed = socket.socket.recv, []
+
+        def close_and_receive(sock, size):
+            if reader is threading.current_thread() and not closed:
+                closed.append(stream.close())  # as another thread may, while this one waits
+            return receive(sock, size)
+
+        until_close = head(200, {'Connection': 'close'}) + HELLO_CUT
+        with served(stall(until_close)) as (_, asker), ask(asker) as stream:
+            self.assertEqual([next(stream.text()), next(stream.text())], ['Hel', 'lo '])
+            reader = threading.current_thread()
+            with mock.patch.object(socket.socket, 'recv', close_and_receive, create=True):
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    next(stream)
+        self.assertEqual(len(closed), 1)
+        self.assertSays(caught.exception, 'closed')
+        self.assertNotIn('[DONE]', str(caught.exception))
+        self.assertEqual(text_of(caught.exception.partial), 'Hello ')
+
+    def test_the_time_of_a_stream_that_was_retried_goes_on(self):
+        with served(error_reply(503, AGAIN), stall(WAITING), max_retries=1) as (_, asker):
+            with ask(asker) as stream:
+                next(stream)
+                self.assertLessEqual(stream.time_to_first_token, stream.elapsed)
+                before = stream.elapsed
+                self.wait_until(lambda: stream.elapsed > before)
+
+    def test_nothing_that_is_half_made_complains_when_it_goes(self):
+        with served(stream_reply(HELLO)) as (_, asker), ask(asker) as stream:
+            with contextlib.redirect_stderr(io.StringIO()) as told:
+                for make in (copy.deepcopy, pickle.dumps):
+                    for thing in (asker, stream):
+                        with contextlib.suppress(TypeError, pickle.PicklingError):
+                            make(thing)
+                for kind in (streamlite.Stream, streamlite.AsyncStream, streamlite.OpenAI,
+                             streamlite._Connection, streamlite._Transport):
+                    kind.__new__(kind)
+                with contextlib.suppress(TypeError):
+                    client(None, base_url='http://server.test', handlers=[None])
+                gc.collect()
+            self.assertEqual(told.getvalue(), '')
+            self.assertText(stream, 'Hello world')
+
 
 class RelayTest(AsyncTestCase):
 
@@ -7532,6 +7926,36 @@ class RequestTest(TestCase):
             self.assertEqual((server.requests[0].method, server.requests[0].path),
                              ('GET', '/v1/models'))
 
+    def test_the_framing_of_a_request_is_ours_alone(self):
+        theirs = {'Content-Length': '0', 'content-LENGTH': '5', 'Transfer-Encoding': 'chunked',
+                  'Connection': 'close', 'Keep-Alive': 'timeout=5', 'TE': 'trailers',
+                  'Trailer': 'X', 'Upgrade': 'h2c', 'Expect': '100-continue', 'X-Mine': 'mine'}
+        ours = []
+
+        def script(peer):
+            ours.append(peer.request)
+            peer.send(stream_reply(HELLO))
+
+        with served(script) as (server, asker):
+            for name in theirs:
+                own = {name: theirs[name], 'X-Mine': 'mine'}
+                for wanted in (dict(extra_headers=own), dict(default_headers=own)):
+                    with self.subTest(name, way=list(wanted)):
+                        extra = wanted.get('extra_headers')
+                        asking = asker.with_options(**dict(wanted, extra_headers=None))
+                        self.assertText(ask(asking, extra_headers=extra), 'Hello world')
+                        request = ours.pop()
+                        self.assertEqual(request.headers['content-length'], str(len(request.body)))
+                        self.assertEqual(request.headers['connection'], 'keep-alive')
+                        self.assertEqual(request.headers['x-mine'], 'mine')
+                        for absent in ('transfer-encoding', 'keep-alive', 'te', 'trailer',
+                                       'upgrade', 'expect'):
+                            self.assertNotIn(absent, request.headers)
+        with served(reply(200, {}, {'data': []})) as (server, asker):
+            asker.models.list(extra_headers=theirs)
+            self.assertNotIn('content-length', server.requests[0].headers)
+            self.assertNotIn('transfer-encoding', server.requests[0].headers)
+
 
 class SettingsTest(TestCase):
     """What a client was given stays with it, and goes nowhere else."""
@@ -7653,6 +8077,35 @@ class SettingsTest(TestCase):
                     asker.chat.completions.create(model='m', messages=[], **given)
                     self.assertEqual(server.requests[-1].json,
                                      dict({'model': 'm', 'messages': []}, **sent))
+
+    def test_an_assignment_that_is_refused_does_not_stay(self):
+        with served(stream_reply(HELLO)) as (_, asker):
+            for name, value in (('timeout', 'x'), ('api_key', 'a b\n'), ('api_key', 5),
+                                ('max_retries', -1), ('deadline', 0), ('deadline', 'x'),
+                                ('base_url', 'ftp://x'), ('organization', 'a\nb'),
+                                ('project', 'a\nb'), ('default_headers', {'a\n': 'b'}),
+                                ('default_query', 'x'), ('handlers', [5]), ('ssl_context', 5)):
+                with self.subTest(name, value=value):
+                    before = getattr(asker, name)
+                    with self.assertRaises((streamlite.OpenAIError, TypeError)):
+                        setattr(asker, name, value)
+                    self.assertEqual(getattr(asker, name), before)
+                    self.assertText(ask(asker), 'Hello world')
+
+    def test_headers_query_and_handlers_can_be_assigned(self):
+        class Note(urllib.request.BaseHandler):
+            def http_request(self, request):
+                request.add_unredirected_header('X-Note', 'noted')
+                return request
+
+        with served(stream_reply(HELLO)) as (server, asker):
+            asker.default_headers = {'X-Mine': 'mine'}
+            asker.default_query = {'q': '1'}
+            asker.handlers = [Note()]
+            self.assertText(ask(asker), 'Hello world')
+        request = server.requests[0]
+        self.assertEqual((request.path, request.headers['x-mine'], request.headers['x-note']),
+                         (PATH + '?q=1', 'mine', 'noted'))
 
 
 class BadInputTest(TestCase):
@@ -7800,6 +8253,46 @@ class BadInputTest(TestCase):
                 with self.subTest(words), self.assertRaises(TypeError) as caught:
                     work()
                 self.assertSays(caught.exception, words)
+
+    def test_handlers_that_give_back_something_else_are_named(self):
+        def handler(**methods):
+            methods = {name: lambda self, *args, make=make: make(*args)
+                       for name, make in methods.items()}
+            return type('Handler', (urllib.request.BaseHandler,),
+                        dict(methods, handler_order=100))()
+
+        def as_urllib_does(request):
+            return urllib.response.addinfourl(
+                io.BytesIO(b'{}'), email.message.Message(), request.full_url, 200)
+
+        def fresh(request):
+            return urllib.request.Request(request.full_url, request.data)
+
+        for name, made in (
+                ("urllib's reply", handler(http_open=as_urllib_does)),
+                ('a number', handler(http_open=lambda request: 5)),
+                ('no reply', handler(http_response=lambda request, answer: None)),
+                ('a text', handler(http_response=lambda request, answer: 'x')),
+                ("urllib's request", handler(http_request=fresh))):
+            with self.subTest(name), served(stream_reply(HELLO), handlers=[made]) as (_, asker):
+                with self.assertRaises(TypeError) as caught:
+                    ask(asker)
+                self.assertSays(caught.exception, 'handlers')
+
+    def test_no_argument_is_an_error_of_pythons_own(self):
+        many, half = 10 ** 5000, '\ud800'
+        with served(stream_reply(HELLO)) as (server, asker):
+            for name, call in (
+                    ('base_url', lambda: client(None, base_url=many)),
+                    ('handlers', lambda: client(server, handlers=5)),
+                    ('model', lambda: ask(asker, model=many)),
+                    ('model', lambda: asker.models.retrieve(half)),
+                    ('model', lambda: asker.models.retrieve(5))):
+                with self.subTest(name):
+                    with self.assertRaises((TypeError, streamlite.OpenAIError)) as caught:
+                        call()
+                    self.assertSays(caught.exception, name)
+                    self.assertLess(len(str(caught.exception)), 500)
 
 
 class ClientTest(TestCase):
@@ -8096,6 +8589,21 @@ class AzureTest(AzureTestCase):
                     with self.assertRaises(streamlite.BadRequestError) as caught:
                         ask(asker)
                     self.assertSays(caught.exception, 'you sent')
+
+    def test_no_argument_is_an_error_of_pythons_own(self):
+        half = '\ud800'
+        with Server() as server:
+            for name, settings, model in (
+                    ('azure_endpoint', {'azure_endpoint': 5}, 'm'),
+                    ('azure_deployment', {'azure_deployment': 5}, 'm'),
+                    ('azure_deployment', {'azure_deployment': half}, 'm'),
+                    ('model', {}, half), ('model', {}, 5)):
+                with self.subTest(ascii((name, settings, model))):
+                    with self.assertRaises((TypeError, streamlite.OpenAIError)) as caught:
+                        with self.azure(server, api_key=KEY, **settings) as asker:
+                            ask(asker, model=model)
+                    self.assertSays(caught.exception, name)
+            self.assertEqual(server.requests, [])
 
 
 class ProcessTest(TestCase):
@@ -8751,6 +9259,43 @@ class AsyncClientTest(AsyncTestCase):
                 self.assertTrue(error is own or error.__cause__ is own, repr(error))
 
 
+class BurstTest(AsyncTestCase):
+
+    BURST = stream_reply(sse('{}' * 4000))  # one event, and no more than one read
+
+    def test_an_event_of_many_chunks_leaves_the_loop_to_others(self):
+        async def main(server):
+            turns = []
+
+            async def other():
+                while True:
+                    turns.append(len(chunks))
+                    await asyncio.sleep(0)
+
+            chunks, task = [], asyncio.ensure_future(other())
+            async with async_client(server) as asker, await ask(asker) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk)
+                    if len(chunks) == 4000:
+                        break
+            task.cancel()
+            # Turns between the first chunk and the last, where nothing is read.
+            return len({turn for turn in turns if 0 < turn < 4000})
+
+        with Server(self.BURST) as server, mock.patch.object(streamlite, 'MAX_TURN', 100):
+            self.assertEqual(self.run_async(main(server)), 39)
+
+    def test_a_deadline_ends_an_event_of_many_chunks(self):
+        late, now = [0], time.monotonic
+        clock = mock.patch('time.monotonic', lambda: now() + late[0])
+        with clock, served(self.BURST, deadline=LONG) as (_, asker), ask(asker) as stream:
+            next(stream)
+            late[0] = LONG
+            with self.assertRaises(streamlite.APITimeoutError):
+                for count, _ in enumerate(stream):
+                    self.assertLess(count, 300)
+
+
 class AsyncAzureTest(AzureTestCase):
 
     def test_tokens_come_from_functions_of_both_kinds(self):
@@ -9123,6 +9668,46 @@ class AsyncEndTest(AsyncTestCase):
             with Server(script) as server:
                 self.run_async(main(server))
 
+    def test_close_at_any_moment_wakes_who_is_about_to_wait(self):
+        def in_cut(frame):
+            return in_module(frame) and frame.f_code.co_name == '_cut'
+
+        async def main(number):
+            """Whether close() has such a line; the thread that closes is held up there."""
+            at_line, go_on, lines = threading.Event(), threading.Event(), []
+
+            def close():
+                with signalled(number, lambda: (at_line.set(), go_on.wait(LONG)), in_cut) as count:
+                    asyncio_run(stream.close())
+                lines.extend(count)
+                at_line.set()
+
+            scripts = cut(CHUNKED_HEAD), error_reply(503, {'Retry-After': '60'})
+            with Server(*scripts) as server:
+                async with async_client(server, max_retries=3) as asker:
+                    stream = await ask(asker)
+                    thread = threading.Thread(target=close)
+                    thread.start()
+                    try:
+                        await self.until(at_line.is_set)
+                        reading = asyncio.ensure_future(gather_text(stream))
+                        await self.until(lambda: reading.done() or (
+                            len(server.requests) == 2 and stream._waiter is not None))
+                    finally:
+                        go_on.set()
+                    with self.assertRaises(streamlite.OpenAIError):
+                        await asyncio.wait_for(reading, PROMPT)
+                    await self.until(lambda: not thread.is_alive())
+            return lines[0] >= number
+
+        with no_waits():
+            for number in itertools.count(1, 2):
+                with self.subTest(number):
+                    has_line = self.run_async(main(number))
+                if not has_line:
+                    break
+        self.assertGreater(number, 8)
+
 
 # --------------------------------------------------------------------------------------------------
 # Demo server: a server to try things with
@@ -9235,6 +9820,19 @@ class DemoServerTest(TestCase):
                 next(stream)
                 self.assertEqual(server.active, 1)
             self.wait_until(lambda: server.active == 0)
+
+    def test_what_is_no_request_is_refused(self):
+        begin = '{"model":"m","messages":[{"role":"user","content":"x"}],'
+        bodies = begin + '"n":1e999}', begin + '"max_tokens":1e999}', '[' * 100000
+        with streamlite.DemoServer(delay=0) as server:
+            for body in bodies:
+                with self.subTest(body[-20:]):
+                    with self.assertRaises(urllib.error.HTTPError) as caught:
+                        urllib.request.urlopen(
+                            server.base_url + '/chat/completions', body.encode(), LONG)
+                    with caught.exception as answer:
+                        self.assertEqual(answer.code, 400)
+                        self.assertIn(b'not a chat completion request', answer.read())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9841,6 +10439,57 @@ class CommandTest(CommandTestCase):
                 self.assertIn('set OPENAI_BASE_URL=%s' % address, ran.err)
                 self.assertIn('demo-rate-limit', ran.err)
 
+    def unreadable(self, code):
+        """A standard input at which reading fails after some of it."""
+        class Unreadable(io.RawIOBase):
+            pieces = [b'half of it, ']
+
+            def readable(self):
+                return True
+
+            def readinto(self, buffer):
+                if not self.pieces:
+                    raise OSError(code, os.strerror(code))
+                piece = self.pieces.pop()
+                buffer[:len(piece)] = piece
+                return len(piece)
+
+        return io.TextIOWrapper(io.BufferedReader(Unreadable()), encoding='utf-8')
+
+    def test_a_standard_input_that_breaks_is_told_and_half_of_it_is_not_sent(self):
+        server = self.serve()
+        self.assertFails(run_main('why?', stdin=self.unreadable(errno.EIO)), 1, 'standard input',
+                         os.strerror(errno.EIO))
+        self.assertEqual(server.requests, [])
+
+    def test_a_standard_input_without_reading_is_none(self):
+        server = self.serve()
+        with io.open(os.open(os.devnull, os.O_WRONLY), encoding='utf-8') as stdin:  # as nohup's
+            self.assertEqual(run_main('why?', stdin=stdin), Ran(0, 'Hello world\n', ''))
+        self.assertEqual(self.conversation(server.requests[0]), [('user', 'why?')])
+
+    def test_a_conversation_whose_input_breaks_does_not_blame_the_output(self):
+        self.serve()
+        with mock.patch('os.dup2'):  # that lets go of the standard output of these tests
+            ran = run_main('--chat', stdin=self.unreadable(errno.EIO))
+        self.assertFails(ran, 1, 'standard input')
+        self.assertNotIn('output cannot', ran.err)
+
+    def test_the_names_of_models_are_bounded_and_on_one_line(self):
+        names = {'data': [{'id': 'a\x1b[31m\nFAKE' + 'x' * 100000}, {'id': 'b'}]}
+        self.serve(lambda peer: peer.send(
+            reply(200, {}, names) if 'models' in peer.request.path else error_reply(404)))
+        unknown = run_main('-m', 'q', 'hi')
+        del os.environ['OPENAI_MODEL']
+        for ran in unknown, run_main('hi'):
+            self.assertFails(ran, 1, 'the server has: a')
+            self.assertLess(len(ran.err), 1000)
+            self.assertNotIn('\x1b', ran.err)
+
+    def test_a_key_that_a_server_repeats_as_the_id_of_a_request_is_not_told(self):
+        self.serve(error_reply(401, {'x-request-id': KEY}))
+        self.assertFails(run_main('hi'), 1, '[request id ***]')
+
 
 class CommandProcessTest(CommandTestCase):
     """What only a process of its own can show."""
@@ -9951,6 +10600,21 @@ class CommandProcessTest(CommandTestCase):
         self.assertTrue(gone.wait(LONG))
         self.assertEqual((process.wait(LONG), process.stdout.read(), process.stderr.read()),
                          (130, b'\n', b''))
+
+    @unittest.skipUnless(hasattr(os, 'killpg'),
+                         'Windows has no SIGINT that can be sent to one process')
+    def test_an_interrupt_while_it_waits_for_standard_input_ends_it(self):
+        process = subprocess.Popen(COMMAND + ['hi'], cwd=FOLDER, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        with process:
+            # More than a pipe takes: it reads, and goes on to wait for the rest.
+            process.stdin.write(bytes(1 << 20))
+            process.stdin.flush()
+            process.send_signal(signal.SIGINT)
+            self.assertEqual(process.wait(LONG), 130)
+            told = process.stdout.read(), process.stderr.read()
+            self.assertEqual([text.strip() for text in told], [b'', b''])
 
 
 def until_asleep(process):
