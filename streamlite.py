@@ -3520,6 +3520,13 @@ class _BaseStream(Generic[_Item]):
         if secrets.hide(cause) != cause:
             error.__cause__ = error.__context__ = None
 
+    def _text_of(self, chunk: ChatCompletionChunk) -> str:
+        try:
+            return _chunk_text(chunk)
+        except BaseException:
+            self._interrupt()  # The chunk is lost.
+            raise
+
     def _log_end(self, events: int, why: str) -> None:
         self._ended_at = time.monotonic()
         _log("debug", "stream from %s: %d events, %.3f s, ended: %s", self._exchange.request.url,
@@ -3622,13 +3629,6 @@ class Stream(_BaseStream[_Item], _Closing):
     def text(self) -> Iterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
         return filter(None, map(self._text_of, self))
-
-    def _text_of(self, chunk: ChatCompletionChunk) -> str:
-        try:
-            return _chunk_text(chunk)
-        except BaseException:
-            self._interrupt()  # The chunk is lost.
-            raise
 
     def collect(self) -> ChatCompletion:
         """Read to the end and return the whole reply, what was iterated before included.
@@ -4701,7 +4701,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
     async def text(self) -> AsyncIterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
         async for chunk in self:
-            text = _chunk_text(chunk)
+            text = self._text_of(chunk)
             if text:
                 yield text
 
