@@ -94,6 +94,9 @@ import streamlite  # the one line to change for a vendored copy: from mypackage 
 # Helpers: what servers say, a server that says it, clients that ask, and the base of all tests
 # --------------------------------------------------------------------------------------------------
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # nohup, or a job in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not for the programs started here
+
 FOLDER = os.path.dirname(os.path.abspath(streamlite.__file__))
 SCRIPT = os.path.abspath(streamlite.__file__)
 MODULE = streamlite.main.__code__.co_filename  # as frames name it
