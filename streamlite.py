@@ -2058,7 +2058,7 @@ def _inflate(body: Iterator[bytes], coding: str) -> Iterator[bytes]:
             data = start
             inflater = zlib.decompressobj(_window(coding, data))
         piece = b"more"
-        while piece:
+        while piece and not inflater.eof:  # zlib would keep all that comes behind the end.
             try:
                 piece = inflater.decompress(data, 65536)
             except zlib.error as error:
@@ -4408,7 +4408,6 @@ class _AzureRequester(_Requester):
     api_version: str
 
     def _set(self, settings: Dict[str, Any]) -> None:
-        settings = dict(settings)
         token = settings.pop("azure_ad_token", None)
         token = settings.pop("azure_ad_token_provider", None) or token
         if token:
@@ -4860,10 +4859,10 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         """End the stream, from any thread; wake who waits for it."""
         super()._cut()
         loop, waiter = self._loop, self._waiter  # Who waits from now on sees that it is over.
-        if waiter is not None and not loop.is_closed():
+        if waiter is not None:
             try:
                 loop.call_soon_threadsafe(_settle, waiter)
-            except RuntimeError:  # The loop was closed just now.
+            except RuntimeError:  # The loop was closed.
                 pass
 
 
@@ -5702,7 +5701,6 @@ class _Command:
                 self.answer(fields)
             return 0
         except (OpenAIError, TypeError) as error:
-            self.completion = getattr(error, "partial", None)
             return self.fail(error)
         finally:
             self.console.wait(False)

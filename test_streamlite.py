@@ -1242,6 +1242,12 @@ class ErrorTest(TestCase):
                     ask(asker, model='gpt-9')
                 self.assertSays(caught.exception, 'gpt-9')
 
+    def test_an_excerpt_is_on_one_line_and_marks_its_cut(self):
+        for text, length, shown in (('a\r\n\tb \x1b  c\n', 200, 'a b c'), ('abc', 3, 'abc'),
+                                    ('abcd', 3, 'abc...'), (' ' * 50 + 'a', 20, 'a'), ('', 3, '')):
+            with self.subTest(text):
+                self.assertEqual(streamlite._excerpt(text, length), shown)
+
 
 class ErrorBodyTest(ReplyTestCase):
 
@@ -1413,6 +1419,35 @@ class ErrorBodyTest(ReplyTestCase):
         error = self.error_of_answer(html, streamlite.InternalServerError)
         self.assertEqual(error.response.text, '<html>Down</html>')
         self.assertRaises(ValueError, error.response.json)
+
+    def test_the_title_of_a_page(self):
+        for page, title in (('<html><TITLE>Bad gateway</TITLE>', ': Bad gateway'),
+                            ('<title></title>', ': '), ('<html>no title</html>', ''),
+                            ('<title>cut', ''), ('</title><p>x</p>', ''), ('</title><title>', '')):
+            with self.subTest(page):
+                self.assertEqual(streamlite._title(page), title)
+
+    def test_what_a_status_hints_at(self):
+        http, https = 'http://a.test/v1', 'https://a.test/v1'
+        for status, url, location, words, hint in (
+                (301, http, https, '', 'use the https URL'), (301, http, http + '/', '', None),
+                (308, http, 'https://b.test/v1', '', None), (308, https, https + '/', '', None),
+                (400, http, None, 'Speak HTTPS here', 'write https://'),
+                (400, http, None, '', None), (400, https, None, 'https', None),
+                (403, http, None, 'https', None), (404, 'https://a.test', None, '', '/v1?'),
+                (404, https, None, '', None), (404, 'https://a.test/openai/x', None, '', None),
+                (403, 'https://a.test', None, '', None)):
+            with self.subTest(status, url=url, location=location, words=words):
+                headers = {'location': location} if location else {}
+                answer = head_of(status=status, headers=headers)
+                said = streamlite._status_hint(answer, url, words, str)
+                if location:
+                    self.assertIn('redirects to ' + location, said)
+                    self.assertEqual('use the https' in said, hint is not None)
+                elif hint:
+                    self.assertIn(hint, said)
+                else:
+                    self.assertEqual(said, '')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1606,6 +1641,15 @@ class WireObjectTest(ReplyTestCase):
         extra = [chunk.choices[0].delta.model_extra
                  for chunk in self.stream(delta(reasoning_content='Hm'), delta('Hi'), STOP)]
         self.assertEqual(extra, [{'reasoning_content': 'Hm'}, {}, {}])
+
+    def test_a_copy_of_a_reply_knows_its_request(self):
+        whole = streamlite.ChatCompletion.model_validate(WHOLE)
+        whole._request_id = 'req-1'
+        for name, twin in (('copy', copy.copy(whole)), ('deepcopy', copy.deepcopy(whole)),
+                           ('pickle', pickle.loads(pickle.dumps(whole))),
+                           ('model_copy', whole.model_copy())):
+            with self.subTest(name):
+                self.assertEqual((twin._request_id, twin), ('req-1', whole))
 
 
 def sent_messages(test, *messages):
@@ -4400,6 +4444,13 @@ class AccumulatorTest(ReplyTestCase):
             parts, others = mutable_parts(accumulator.completion), mutable_parts(chunk)
             self.assertEqual([parts[at] for at in set(parts) & set(others)], [])
 
+    def test_fragments_of_calls_that_are_no_objects_are_left_out(self):
+        so_far = streamlite.Accumulator()
+        calls = [None, 'x', call(0, 'a', 'f', '{}'), 7]
+        so_far.add(streamlite.ChatCompletionChunk.model_validate(delta(tool_calls=calls)))
+        made = so_far.completion.choices[0].message.tool_calls
+        self.assertEqual([one.function.name for one in made], ['f'])
+
 
 class GarbageTest(ReplyTestCase):
     """Whatever comes, there is a completion or an error of our own, and both can be shown."""
@@ -4923,6 +4974,26 @@ class CodingStageTest(TestCase):
             drained = inflate([packed(noise)])
             self.assertIs(type(drained.error), streamlite._BrokenReply)
             self.assertLess(len(b''.join(drained.pieces)), 50001)
+
+    def test_nothing_at_all_is_two_bytes_in_raw_deflate(self):
+        for reads in [packed(b'', -15)], [b'\x03', b'\0']:
+            drained = inflate(reads, 'deflate')
+            self.assertEqual((b''.join(drained.pieces), drained.error), (b'', None))
+
+    def test_padding_behind_the_end_is_not_collected(self):
+        def body():
+            yield packed(self.TEXT)
+            for _ in range(100):
+                yield bytes(65536)
+
+        tracemalloc.start()
+        try:
+            drained = drain(streamlite._inflated(body(), head_of(coding='gzip')))
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        self.assertEqual((b''.join(drained.pieces), drained.error), (self.TEXT, None))
+        self.assertLess(most, 1 << 20)
 
 
 class PipelineTest(TestCase):
@@ -5802,6 +5873,17 @@ class ConnectionTest(TestCase):
             with self.subTest(use.__name__):
                 self.check_fork(use, False)
 
+    def test_a_connection_that_may_not_be_kept_is_not_used_again(self):
+        older = stream_reply(HELLO, 'length').replace(b'HTTP/1.1', b'HTTP/1.0', 1)
+        for name, answer in (('close', stream_reply(HELLO, headers={'Connection': 'close'})),
+                             ('two lengths', stream_reply(HELLO, headers={'Content-Length': '5'})),
+                             ('HTTP/1.0', older)):
+            # The server itself leaves it open.
+            with self.subTest(name), served(lambda peer: peer.send(answer)) as (server, asker):
+                for _ in range(2):
+                    self.assertText(ask(asker), 'Hello world')
+                self.assertEqual(server.connections, 2)
+
 
 class RedirectTest(TestCase):
 
@@ -5888,6 +5970,15 @@ class RedirectTest(TestCase):
                         with self.subTest(status, place=place):
                             self.assertRaises(streamlite.APIError, ask, asker)
             self.assertEqual(other.requests, [])
+
+    def test_the_port_of_an_origin_may_be_left_out(self):
+        for url, same, others in (
+                ('https://a.test', 'https://a.test:443/x', ['https://a.test:80', 'http://a.test']),
+                ('http://a.test', 'http://a.test:80/x', ['http://a.test:443', 'http://b.test'])):
+            with self.subTest(url):
+                self.assertEqual(streamlite._origin(url), streamlite._origin(same))
+                for other in others:
+                    self.assertNotEqual(streamlite._origin(url), streamlite._origin(other))
 
 
 class KeyOverHttpTest(LoopbackTestCase):
@@ -6083,6 +6174,46 @@ class ProxyTest(LoopbackTestCase):
                 ask(asker)
         self.assertSays(caught.exception, 'HTTP_PROXY', 'valid')
         self.assertNotIsInstance(caught.exception, streamlite.APIConnectionError)
+
+    def test_the_system_s_settings_count_where_the_environment_names_no_proxy(self):
+        system = {'http': 'socks5://system.test:1'}
+        for environment, words in (({}, ('system.test', "http proxy of the system's settings")),
+                                   ({'http_proxy': 'socks5://own.test:1'},
+                                    ('own.test', 'set http_proxy to'))):
+            os.environ.update(environment)
+            with self.subTest(environment), mock.patch('urllib.request.getproxies',
+                                                       return_value=system):
+                with client(None, base_url='http://api.example.test/v1') as asker:
+                    with self.assertRaises(streamlite.OpenAIError) as caught:
+                        ask(asker)
+                self.assertSays(caught.exception, *words)
+
+    def test_windows_proxies_in_one_form(self):
+        for name, given, expected in (
+                ('none', {}, {}), ('one', {'http': 'http://p:1'}, {'http': 'http://p:1'}),
+                ('an empty one', {'http': 'http://', 'https': 'http://p:1'},
+                 {'https': 'http://p:1'}),
+                ('SOCKS is for all', {'socks': 'socks://p:1'},
+                 dict.fromkeys(('http', 'https', 'socks'), 'socks://p:1')),
+                ('that has no other', {'socks': 'socks://p:1', 'http': 'http://q:1'},
+                 {'http': 'http://q:1', 'https': 'socks://p:1', 'socks': 'socks://p:1'})):
+            with self.subTest(name):
+                self.assertEqual(streamlite._windows_proxies(given), expected)
+        with mock.patch.object(sys, 'version_info', (3, 8)):
+            self.assertEqual(streamlite._windows_proxies({'https': 'https://p:1'}),
+                             {'https': 'http://p:1'})
+        with mock.patch.object(sys, 'version_info', (3, 9)):
+            self.assertEqual(streamlite._windows_proxies({'https': 'https://p:1'}),
+                             {'https': 'https://p:1'})
+
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
+    def test_a_proxy_without_a_user_gets_no_credentials(self):
+        for scheme in 'http', 'https':
+            with self.subTest(scheme), Server(reply(403, {'Connection': 'close'})) as proxy:
+                os.environ['%s_proxy' % scheme] = 'http://127.0.0.1:%d' % proxy.port
+                asked = outcome_of(proxy, base_url=scheme + '://api.example.test/v1')
+                self.assertSays(asked.result, 403)
+                self.assertNotIn('proxy-authorization', asked.requests[0].headers)
 
 
 # Made for these tests, for "localhost" and "api.example.test", until 2120.
@@ -6290,6 +6421,64 @@ class TLSTest(TestCase):
                 for other in others:
                     self.assertNotIn(other, str(error))
 
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
+    def test_of_windows_certificates_those_count_that_are_good_for_servers(self):
+        class Context:
+            def __init__(self):
+                self.loaded = []
+
+            def load_verify_locations(self, cadata):
+                if cadata == b'bad':
+                    raise ssl.SSLError('scripted')
+                self.loaded.append(cadata)
+
+            def cert_store_stats(self):
+                return {'x509': len(self.loaded)}
+
+        server = ssl.Purpose.SERVER_AUTH.oid
+        kept = [(b'any', 'x509_asn', True), (b'server', 'x509_asn', {server, '1.2.3'})]
+        others = [(b'client', 'x509_asn', {'1.2.3'}), (b'package', 'pkcs_7_asn', True),
+                  (b'bad', 'x509_asn', True)]
+        for certificates, expected in ((others + kept, [b'any', b'server'] * 2), (others, None)):
+            context = Context()
+            with mock.patch.object(ssl, 'enum_certificates', lambda store: certificates,
+                                   create=True):
+                if expected is None:
+                    self.assertRaises(OSError, streamlite._load_certificates, context, '', '')
+                else:
+                    streamlite._load_certificates(context, '', '')
+                    self.assertEqual(context.loaded, expected)
+
+    def test_a_port_that_is_left_out_is_that_of_the_scheme(self):
+        proxy = {'https_proxy': 'http://proxy.test'}
+        for url, environment, place in (
+                ('http://a.test/v1', {}, ('a.test', 80)),
+                ('https://a.test/v1', {}, ('a.test', 443)),
+                ('https://a.test/v1', proxy, ('proxy.test', 80)),
+                ('https://a.test:8443/v1', {}, ('a.test', 8443))):
+            if url.startswith('https') and not ssl:
+                continue
+            looked = []
+
+            def look_up(host, port, *args):
+                looked.append((host.decode(), port))
+                raise socket.gaierror('scripted')
+
+            with self.subTest(url, environment=environment), mock.patch.dict(
+                    os.environ, environment), mock.patch('socket.getaddrinfo', look_up):
+                with client(None, base_url=url) as asker:
+                    self.assertRaises(streamlite.APIConnectionError, ask, asker)
+                self.assertEqual(looked, [place])
+
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
+    def test_of_a_connection_with_tls_one_socket_is_open_and_none_afterwards(self):
+        before = len(streamlite._open_sockets)
+        server, asker = self.tls(stall(WAITING))
+        with asker, ask(asker) as stream:
+            next(stream)
+            self.assertEqual(len(streamlite._open_sockets), before + 1)
+        self.assertEqual(len(streamlite._open_sockets), before)
+
 
 class Time:
     """A clock that goes on when the test says so."""
@@ -6431,6 +6620,67 @@ class CallTest(ClockTestCase):
                 self.assertFalse(call.let_go(), 'it may not serve another call')
                 call.cancel()
                 self.assertEqual(len(shutter.call_args_list), len(shut), 'let go of')
+
+    def test_the_body_of_a_list_of_models_has_seconds_of_its_own(self):
+        reading, read = threading.Event(), streamlite._Reply.read
+        answer = reply(200, {}, MODELS)
+
+        def script(peer):
+            self.time.now += 9
+            head, blank_line, body = answer.partition(b'\r\n\r\n')
+            peer.send(head + blank_line)
+            reading.wait(LONG)
+            self.time.now += 9
+            for byte in range(len(body)):
+                peer.send(body[byte:byte + 1])
+
+        def note(reply, size):
+            reading.set()
+            return read(reply, size)
+
+        with mock.patch.object(streamlite._Reply, 'read', note):
+            with served(script, timeout=10) as (server, asker):
+                self.assertEqual([model.id for model in asker.models.list()], ['one', 'two'])
+
+    def test_a_request_that_was_not_taken_may_have_an_answer_all_the_same(self):
+        class Refusing(Wire):
+            sock = None
+
+            def send(self, call, data):
+                raise refused
+
+        refused = OSError('the request was not taken')
+        handler = streamlite._Handler(streamlite._Pool(), None)
+        for reads, fault in (([reply(413)], None), ([], None), ([], RESET), ([b'HTTP/1.1 '], None)):
+            wire = Refusing(*reads, fault=fault)
+            request = streamlite._Request(
+                self.call(), streamlite._Secrets(), 'POST', 'http://server.test/v1', {}, b'x')
+            with self.subTest(reads, fault=fault):
+                if reads == [reply(413)]:
+                    self.assertEqual(handler._exchange(wire, request).status, 413)
+                    request.reply.release()
+                else:
+                    with self.assertRaises(OSError) as caught:
+                        handler._exchange(wire, request)
+                    self.assertIs(caught.exception, refused)
+                self.assertTrue(wire.closed, 'it is in no state to be used again')
+
+    def test_an_end_that_a_cancellation_made_is_a_fault(self):
+        class Cancelling:
+            def __enter__(self):
+                call.cancel()
+
+            def __exit__(self, *exc_info):
+                pass
+
+        ours, theirs = socket.socketpair()
+        call, connection = self.call(), streamlite._Connection(None, ours)
+        with contextlib.closing(theirs), contextlib.closing(connection):
+            call.hold(ours)
+            call.network = Cancelling()
+            self.assertTrue(connection.fill(call))
+            self.assertTrue(connection.ended)
+            self.assertIsInstance(connection.fault, OSError)
 
 
 BASIC = 'Basic ' + base64.b64encode(b'user:pass-word').decode()
@@ -6682,6 +6932,15 @@ class PoolTest(ClockTestCase):
         server = self.serve(stream_reply(HELLO))
         in_time(self, check)
         self.assertGreater(done[0], 20)
+
+    def test_one_that_was_idle_for_too_long_is_let_go_whoever_asks(self):
+        pool, call = streamlite._Pool(), self.call()
+        for wire in self.idle(), self.idle(route=ELSEWHERE):
+            pool.release(wire, tail_of())
+            self.time.now += streamlite.IDLE_SECONDS + 1
+            self.assertIsNone(pool.claim(HERE, call))
+            self.assertTrue(wire.closed)
+            self.assertEqual(pool._idle, [])
 
 
 def lines(*headers, status='HTTP/1.1 200 OK', end='\r\n'):
@@ -7762,6 +8021,44 @@ class StreamTest(TestCase):
             self.assertEqual(told.getvalue(), '')
             self.assertText(stream, 'Hello world')
 
+    def test_a_stream_whose_end_was_interrupted_half_way_is_ended_when_it_is_read(self):
+        with served(stream_reply(HELLO)) as (server, asker), ask(asker) as stream:
+            stream._state = streamlite._FAILED  # and no more
+            self.assertRaises(streamlite.APIConnectionError, stream.collect)
+            self.assertIsNone(stream._attempt)
+            self.assertRaises(OSError, stream._call.look)
+
+    def test_a_stream_that_was_closed_is_not_asked_for_again(self):
+        keys, streams, opened = [], [], threading.Event()
+
+        def key():
+            keys.append(KEY)
+            return KEY
+
+        def script(peer):
+            peer.send(CHUNKED_HEAD)
+            opened.wait(LONG)
+            self.wait_until(streams[0]._reading.locked)
+            streams[0].close()
+            peer.wait_closed()
+
+        with served(script, api_key=key, max_retries=3) as (server, asker):
+            streams.append(ask(asker))
+            opened.set()
+            with self.assertRaises(streamlite.APIConnectionError) as caught:
+                streams[0].collect()
+        self.assertEqual((caught.exception.attempts, len(keys), len(server.requests)), (1, 1, 1))
+
+    def test_an_interrupt_closes_the_connection_and_stops_the_clock(self):
+        with served(stall(WAITING)) as (server, asker), ask(asker) as stream:
+            next(stream), next(stream)
+            reply = stream._attempt.reply
+            with mock.patch.object(reply, 'fill', side_effect=Interrupt):
+                self.assertRaises(Interrupt, next, stream)
+            self.assertEqual(reply.connection.sock.fileno(), -1)
+            self.assertEqual(stream.elapsed, stream.elapsed)
+            self.assertLogged('DEBUG', '2 events', 'ended: interrupted')
+
 
 class RelayTest(AsyncTestCase):
 
@@ -7992,6 +8289,11 @@ class RequestTest(TestCase):
             self.assertNotIn('content-length', server.requests[0].headers)
             self.assertNotIn('transfer-encoding', server.requests[0].headers)
 
+    def test_any_mapping_is_an_object_of_the_request(self):
+        mapping = collections.ChainMap({'a': 1}, {'b': collections.UserDict(c=2)})
+        self.assertEqual(json.loads(streamlite._encode_body({'x': [mapping]}).decode()),
+                         {'x': [{'a': 1, 'b': {'c': 2}}]})
+
 
 class SettingsTest(TestCase):
     """What a client was given stays with it, and goes nowhere else."""
@@ -8142,6 +8444,28 @@ class SettingsTest(TestCase):
         request = server.requests[0]
         self.assertEqual((request.path, request.headers['x-mine'], request.headers['x-note']),
                          (PATH + '?q=1', 'mine', 'noted'))
+
+    def test_a_key_that_cannot_be_sent_is_refused_when_it_is_set(self):
+        with streamlite.OpenAI(api_key=KEY) as asker:
+            for key in KEY + ' ', KEY + '\n', KEY + 'é', 7, [KEY]:
+                with self.subTest(type(key).__name__):
+                    self.assertRaises(streamlite.OpenAIError, streamlite.OpenAI, api_key=key)
+                    self.assertRaises(streamlite.OpenAIError, setattr, asker, 'api_key', key)
+                    self.assertEqual(asker.api_key, KEY)
+
+    def test_a_header_name_that_is_no_text_is_refused(self):
+        for name in 7, None, b'X-Name', ('X',):
+            with self.subTest(repr(name)):
+                self.assertRaises(streamlite.OpenAIError, streamlite.OpenAI, api_key=KEY,
+                                  default_headers={name: 'x'})
+
+    def test_a_user_name_or_password_in_the_base_url_is_refused(self):
+        for url in ('https://user:%s@server.test/v1' % PASSWORD, 'https://user@server.test/v1',
+                    'https://user:%s@[::1]:8000' % PASSWORD,
+                    'https://server.test/v1#%s@x' % PASSWORD):
+            with self.assertRaises(streamlite.OpenAIError) as caught:
+                streamlite.OpenAI(api_key=KEY, base_url=url)
+            self.assertSays(caught.exception, 'user name', 'default_headers')
 
 
 class BadInputTest(TestCase):
@@ -9729,6 +10053,63 @@ class AsyncEndTest(AsyncTestCase):
                     break
         self.assertGreater(number, 8)
 
+    def test_nothing_is_watched_while_nobody_waits(self):
+        gate = threading.Event()
+
+        def script(peer):
+            peer.send(begun(HEL))
+            gate.wait(LONG)
+            peer.send(chunked(LO + WORLD + FINISH + DONE))
+
+        async def main(server):
+            async with async_client(server) as asker:
+                stream = await ask(asker)
+                await stream.__anext__()
+                descriptor = stream._attempt.reply.connection.sock.fileno()
+                waiting = asyncio.ensure_future(stream.__anext__())
+                await self.until(lambda: stream._waiter is not None)
+                gate.set()
+                await waiting
+                try:
+                    watched = asyncio.get_event_loop().remove_reader(descriptor)
+                except NotImplementedError:  # Windows' proactor loop
+                    watched = False
+                self.assertFalse(watched)
+                self.assertText(await stream.collect(), 'Hello world')
+
+        with Server(script) as server:
+            self.run_async(main(server))
+
+    def test_a_thread_does_not_wait_for_the_network_once_its_loop_is_closed(self):
+        async def network():
+            return streamlite._QueuedNetworkWait()
+
+        before = streamlite._openers._at_work
+        loop = asyncio.new_event_loop()
+        network = loop.run_until_complete(network())
+        with network:
+            self.assertEqual(streamlite._openers._at_work, before - 1)
+        loop.close()
+        with self.assertRaises(OSError):
+            network.__enter__()
+        self.assertEqual(streamlite._openers._at_work, before)
+
+    def test_an_interrupt_that_hinders_even_its_own_handling_leaves_no_hole(self):
+        async def main(server):
+            async with async_client(server) as asker:
+                stream = await ask(asker)
+                self.assertEqual((await stream.__anext__()).choices[0].delta.content, 'Hel')
+                reading = stream.__anext__()
+                reading.send(None)  # It waits now.
+                with mock.patch.object(stream, '_interrupt', side_effect=Interrupt):
+                    self.assertRaises(Interrupt, reading.throw, Interrupt)
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    await stream.__anext__()
+                self.assertSays(caught.exception, 'interrupted')
+
+        with Server(stall(begun(HEL))) as server:
+            self.run_async(main(server))
+
 
 # --------------------------------------------------------------------------------------------------
 # Demo server: a server to try things with
@@ -9854,6 +10235,34 @@ class DemoServerTest(TestCase):
                     with caught.exception as answer:
                         self.assertEqual(answer.code, 400)
                         self.assertIn(b'not a chat completion request', answer.read())
+
+    def test_its_models_that_fail_do_so_in_whole_replies_too(self):
+        with streamlite.DemoServer(delay=0) as demo, client(None, base_url=demo.base_url) as asker:
+            for model, kind in (('demo-lost', streamlite.APIConnectionError),
+                                ('demo-error', streamlite.InternalServerError)):
+                with self.subTest(model):
+                    self.assertRaises(kind, ask, asker, model=model, stream=False)
+
+    def test_tools_without_parameters_are_called_without_arguments(self):
+        with streamlite.DemoServer(delay=0) as demo, client(None, base_url=demo.base_url) as asker:
+            for more in {}, {'parameters': None}, {'parameters': {'properties': {}}}:
+                tools = [{'type': 'function', 'function': dict(more, name='now')}]
+                completion = ask(asker, tools=tools).collect()
+                called = completion.choices[0].message.tool_calls[0].function
+                self.assertEqual((called.name, called.arguments), ('now', '{}'))
+
+    def test_it_keeps_connections_and_its_port_can_be_taken_again(self):
+        with streamlite.DemoServer(delay=0) as demo:
+            port = int(demo.base_url.split(':')[2].split('/')[0])
+            with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port)) as connection:
+                for _ in range(2):
+                    connection.request('GET', '/v1/models')
+                    answer = connection.getresponse()
+                    self.assertEqual((answer.version, answer.status), (11, 200))
+                    answer.read()
+                demo.close()  # It ends the connection first, whose port then has to wait.
+        if os.name != 'nt':
+            streamlite.DemoServer(port).close()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -10511,6 +10920,104 @@ class CommandTest(CommandTestCase):
         self.serve(error_reply(401, {'x-request-id': KEY}))
         self.assertFails(run_main('hi'), 1, '[request id ***]')
 
+    def test_a_standard_input_that_cannot_be_read(self):
+        class Broken(io.RawIOBase):
+            def readable(self):
+                return True
+
+            def readinto(self, buffer):
+                raise OSError(number, 'scripted')
+
+        server = self.serve()
+        for number in errno.EIO, errno.EBADF:
+            stdin = io.TextIOWrapper(io.BufferedReader(Broken()), encoding='utf-8')
+            ran = run_main('why?', stdin=stdin)
+            if number == errno.EBADF:  # what nohup leaves is as good as nothing
+                self.assertEqual(ran, Ran(0, 'Hello world\n', ''))
+            else:
+                self.assertFails(ran, 1, 'standard input', 'scripted')
+        self.assertEqual(len(server.requests), 1)
+
+    def test_a_conversation_without_any_standard_input_has_one_question(self):
+        server = self.serve()
+        ran = run_python('-c', 'import sys\nsys.stdin = None\nimport streamlite\n'
+                         'sys.exit(streamlite.main(["--chat", "hi"]))')
+        self.assertEqual((ran, len(server.requests)), (Ran(0, 'Hello world\n', ''), 1))
+
+    def test_a_pipe_has_the_letters_of_its_locale_but_on_windows(self):
+        class Terminal(io.TextIOWrapper):
+            def isatty(self):
+                return True
+
+        for system, kind, encoding in (('posix', io.TextIOWrapper, 'latin-1'),
+                                       ('nt', io.TextIOWrapper, 'utf-8'),
+                                       ('nt', Terminal, 'latin-1')):
+            stream = kind(io.BytesIO(), encoding='latin-1')
+            for other in None, io.StringIO():
+                with self.subTest(system, kind=kind.__name__, other=other), mock.patch.object(
+                        os, 'name', system), mock.patch.multiple(sys, stdout=stream, stderr=other):
+                    streamlite._write_utf8()
+                    self.assertEqual(sys.stdout.encoding, encoding)
+                    self.assertIs(sys.stderr, other)
+                    stream = sys.stdout
+
+    def test_a_401_does_not_say_that_no_key_was_sent_where_a_header_was(self):
+        url = self.serve(error_reply(401)).url
+        for more, is_told in ([], True), (['-H', 'X-Key=OPENAI_API_KEY'], False):
+            with self.subTest(more):
+                ran = run_main('--base-url', url, 'hi', *more)
+                self.assertFails(ran, 1, '401')
+                self.assertEqual('no key was sent' in ran.err, is_told)
+
+    def test_an_answer_without_choices_leaves_nothing_in_a_conversation(self):
+        server = self.serve(stream_reply(DONE), stream_reply(HELLO))
+        ran = run_main('--chat', input='one\ntwo\n')
+        self.assertEqual((ran.code, ran.out), (0, 'Hello world\n'))
+        self.assertEqual(self.conversation(server.requests[1]), [('user', 'two')])
+
+    def test_a_rate_is_told_where_it_means_something(self):
+        measured = collections.namedtuple('Measured', 'time_to_first_token elapsed')
+        for more, first, elapsed, tokens, said in (
+                ([], 0.5, 2.5, 101, 'first token after 0.50 s, all after 2.50 s, 50.5 tokens/s'),
+                (['--no-stream'], 0.5, 2.5, 101, 'after 2.50 s'),
+                ([], 0.5, 2.5, 1, 'first token after 0.50 s, all after 2.50 s'),
+                ([], 0.5, 0.5625, 9, 'first token after 0.50 s, all after 0.56 s'),
+                ([], None, 2.0, 100, 'first token after 0.00 s, all after 2.00 s, 50.0 tokens/s')):
+            with self.subTest(more, first=first, elapsed=elapsed, tokens=tokens):
+                args = streamlite._parse_arguments(['--usage', 'hi'] + more)
+                usage = streamlite.CompletionUsage(prompt_tokens=3, completion_tokens=tokens)
+                self.assertEqual(
+                    streamlite._Command(args, None).measures(measured(first, elapsed), usage),
+                    '3 + %d tokens; %s' % (tokens, said))
+
+    def test_what_is_piped_in_and_no_utf_8_is_read_as_the_system_writes(self):
+        for system, device, letters, encoding in (
+                ('posix', None, 'caf\xe9', 'latin-1'), ('nt', 'cp850', 'caf\xe9', 'cp850')):
+            told = []
+            with self.subTest(system), mock.patch.object(os, 'name', system), mock.patch.object(
+                    os, 'device_encoding', lambda descriptor: device):
+                text = streamlite._decode_input(letters.encode(encoding), told.append)
+            self.assertEqual(text, letters)
+            self.assertEqual(len(told), 1)
+            self.assertIn(encoding, told[0])
+
+    def test_the_sign_of_waiting_comes_and_goes_once(self):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        for stderr, shown in (Terminal(), '...\r   \r'), (io.StringIO(), ''):
+            with mock.patch.object(sys, 'stderr', stderr):
+                console = streamlite._Console()
+                for begin in True, True, False, False:
+                    console.wait(begin)
+            self.assertEqual(stderr.getvalue(), shown)
+
+    def test_openai_s_own_address_has_a_model_by_default(self):
+        command = streamlite._Command(streamlite._parse_arguments(['hi']), None)
+        with client(None, base_url=streamlite.DEFAULT_BASE_URL) as command.client:
+            self.assertEqual(command.find_model(), 'gpt-4o-mini')
+
 
 class CommandProcessTest(CommandTestCase):
     """What only a process of its own can show."""
@@ -11012,6 +11519,11 @@ class TypesTest(TestCase):
         for kind in streamlite.OpenAI, streamlite.AsyncOpenAI:
             create = kind(api_key=KEY).chat.completions.create
             self.assertLessEqual(set(common), set(inspect.signature(create).parameters))
+
+    def test_every_name_that_is_offered_is_there(self):
+        missing = [name for name in streamlite.__all__ if name not in vars(streamlite)]
+        self.assertEqual(missing, [])
+        self.assertEqual(len(streamlite.__all__), len(set(streamlite.__all__)))
 
 
 class RefusedTest(TestCase):
