@@ -11,6 +11,7 @@ Copy this file; a program written for the official SDK runs with its import line
         model="gpt-4o-mini",
         messages=[{"role": "user", "content": "Say hello."}],
         stream=True,
+        stream_options={"include_usage": True},
     ) as stream:
         for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
@@ -27,7 +28,9 @@ What this file reads, opens and contacts:
                   REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; proxies, as urllib reads them: HTTP_PROXY,
                   HTTPS_PROXY, NO_PROXY, REQUEST_METHOD; the command alone: OPENAI_MODEL,
                   NO_COLOR, TERM, PYTHONIOENCODING, and what --key-env and -H name
-    files         certificates, for reading; the command alone: what -o KEY=@FILE and --cacert name
+    files         certificates, for reading; the command alone: what -o KEY=@FILE and --cacert name,
+                  in --chat readline's ~/.inputrc
+    settings      the system's for proxies and certificates, where no variable names others
     hosts         the one of base_url, or the proxy before it; DemoServer listens on 127.0.0.1
     never         writes a file, starts a process, checks for updates, follows a redirect to
                   another origin, sends a key anywhere but to base_url; the synchronous client
@@ -43,22 +46,26 @@ has come yet, b"" or None passes through every stage to whoever drives the pipel
 The states of a stream, and who sets each:
 
     unopened    the constructor
-    streaming   _begin, with an attempt; a retry is a new attempt, nothing is reset by hand
-    whole       _finish, when _answer says so
-    failed      _retry, when there is to be no other attempt; _interrupt; close
+    streaming   _begin, with an attempt; a retry is a new attempt
+    whole       _finish, when _answer says so (or the list of models was read)
+    failed      _retry, when there is to be no other attempt; _interrupt; _cut, which is close()
 
 Where to find what (the sections follow in this order):
 
     Errors                what can be raised, and what every error carries
     Wire objects          the classes of the protocol
     Server-sent events    SSEDecoder and encode_sse
-    Answers               _answer judges whether a reply is whole; _Door mends what servers send
-    Accumulation          chunks become a ChatCompletion
+    Answers               _answer judges whether a reply is whole (_objects: one that was sent as a
+                          whole); _Door mends chunks, _next_payload and _choices_by_position what
+                          is around them
+    Accumulation          chunks become a ChatCompletion; _ToolCalls tells tool calls apart
     Bodies                chunked coding, Content-Length, gzip
     Transport             _Call keeps the time, _Secrets hides keys, _Connection.fill receives,
-                          _Pool.release keeps connections, _Transport.open sends a request
-    Retries               _retry_wait decides whether to ask again
-    Streams               Stream, and _BaseStream._complete, which completes every error
+                          _Pool.release keeps connections and _Pool.claim gives them out again,
+                          _Transport.open sends a request
+    Retries               the policy, _retry_wait
+    Streams               Stream; _BaseStream._retry decides whether to ask again, _complete
+                          completes every error
     Clients               OpenAI, AzureOpenAI, and the checks of what the caller passes
     Asynchronous clients  AsyncOpenAI: the same with asyncio; nothing above knows it
     Demo server           DemoServer
@@ -136,7 +143,7 @@ MAX_EVENT = 16 * 1024 * 1024    # A line, an event or a whole reply; base64 imag
 MAX_DEPTH = 64                  # Objects and lists in one another; replies have about ten.
 MAX_CHOICES = 1024              # Choices in an event, and tool calls in a choice of it.
 MAX_OBJECTS = 1000000           # Objects and lists in an event; each takes sixty times its text.
-MAX_TURN = 256                  # Chunks of one read, before the clock is looked at again.
+MAX_TURN = 256                  # Chunks, before the clock is looked at though nothing waits.
 MAX_INFLATED = 1 << 30          # A whole body after gzip or deflate,
 MAX_RATIO = 256                 # and, beyond its first MiB, so many times what was received.
 MAX_HEADERS = 256 * 1024        # A header block with interim answers, or trailers; nginx: 32 KiB.
@@ -895,8 +902,8 @@ class SSEDecoder:
     Each byte is copied a bounded number of times: the pieces of a line wait in a list and are
     joined once, when its end has come.
 
-    One step goes beyond the specification: a field named `error`, which llama.cpp sent until 2025,
-    is an event of that name.
+    Two steps go beyond the specification: a field named `error`, which llama.cpp sent until 2025,
+    is an event of that name; and `close` hands over an event whose blank line is missing.
     """
 
     def __init__(self) -> None:
@@ -1076,8 +1083,9 @@ def _answer(payloads: "Iterator[Optional[Dict[str, Any]]]", asked: _Asked,
     returns None.)
 
     An answer is whole when the server says [DONE], or when each choice seen, and as many as were
-    asked for, has its finish_reason, however the body ends after that.  Anything else is a part
-    of an answer that might look whole, which is the worst thing that could be handed out.
+    asked for, has its finish_reason, however the connection ends after that.  Anything else is a
+    part of an answer that might look whole, which is the worst thing that could be handed out.
+    An error that the server itself reports, also as a finish_reason, is raised in any case.
     """
     door = _Door()
     seen: Set[int] = set()
@@ -1250,7 +1258,10 @@ def _whole_payloads(body: Iterable[bytes],
 
 
 def _objects(text: str, hide: Callable[[str], str]) -> Iterator[Dict[str, Any]]:
-    """The JSON objects of a text; whole replies become chunks, one for each choice."""
+    """The JSON objects of a text; whole replies become chunks, one for each choice.
+
+    What was sent as a whole is whole, with or without a finish_reason: then _DONE comes last.
+    """
     if text.startswith("["):
         yield from _listed_error(text, hide)
         return
@@ -1436,7 +1447,7 @@ def _not_ours(text: str, hide: Callable[[str], str], reason: str = "") -> APIErr
 
 
 class _Door:
-    """Makes chunks of JSON objects, and mends here, once, what servers get wrong.
+    """Makes chunks of JSON objects, and mends what servers get wrong in them.
 
     Behind it `choices` is a list of objects; each has an `index` that is an int and a `delta`;
     a text that the protocol names is a str or None; `tool_calls` is a list of objects.
@@ -2093,7 +2104,7 @@ if ssl:
     _WOULD_BLOCK += (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 # On Windows neither Ctrl-C nor the shutdown of a socket wakes who waits in a system call: there
-# each wait is cut into slices, and the call is looked at between two.
+# the waits to send and to receive are cut into slices, and the call is looked at between two.
 _SLICE = 0.25 if os.name == "nt" else math.inf
 
 
@@ -2448,9 +2459,9 @@ class _Pool:
             connection.close()
 
     def release(self, connection: _Connection, rest_of_body: Iterator[bytes]) -> None:
-        """Keep a connection whose answer is whole, though its body may not have ended.
+        """Keep a connection that its user is done with, though the body may not have ended.
 
-        That is not waited for here, but looked at when the connection is next wanted.
+        Whether it has, `claim` looks at when the connection is next wanted.
         """
         with self._lock:
             if not self._closed:
@@ -2587,7 +2598,7 @@ def _read_head(connection: _Connection, call: _Call) -> _Head:
         if not b"HTTP/".startswith(connection.ahead[:5]):
             raise _BrokenReply("the answer is no HTTP")
         reading = _until_blank_line(connection, b"", limit)
-        block = _complete(reading, connection, call)
+        block = _read_through(reading, connection, call)
         head = _parse_head(block)
         if head.status == 101:
             raise _BrokenReply("the server wants to switch protocols")
@@ -2596,7 +2607,8 @@ def _read_head(connection: _Connection, call: _Call) -> _Head:
         limit -= len(block)
 
 
-def _complete(reading: Generator[bytes, None, _T], connection: _Connection, call: _Call) -> _T:
+def _read_through(reading: Generator[bytes, None, _T], connection: _Connection,
+                  call: _Call) -> _T:
     """Run a generator to its end, receiving where it waits; return what it returns."""
     while True:
         try:
@@ -2766,7 +2778,9 @@ class _Handler(urllib.request.BaseHandler):
     https_response = http_response
 
     def _connect(self, request: _Request, route: _Route) -> _Connection:
-        """All within the call's connect timeout: addresses, the proxy's answer, the handshake."""
+        """Open a connection, all within the call's connect timeout: every address, the proxy's
+        answer, the handshake; but not the look-up of the name, which the system bounds.
+        """
         call = request.call
         context = self._context() if request.type == "https" else None
         default_port = 443 if context is not None and not request.tunnel else 80
@@ -3357,7 +3371,7 @@ class _Attempt:
     def __init__(self, reply: _Reply, asked: _Asked, call: _Call, secrets: _Secrets) -> None:
         self.reply = reply
         self.chunks = _answer(_payloads(reply.body, secrets.hide), asked, call)
-        self.events = 0          # Chunks handed out,
+        self.events = 0          # Chunks received,
         self.look_at = MAX_TURN  # and after how many the clock is looked at.
         self.at_rest = True      # Not while a chunk is taken: an interrupt may lose it.
 
@@ -3406,7 +3420,7 @@ class _BaseStream(Generic[_Item]):
 
     @property
     def completion(self) -> ChatCompletion:
-        """What was handed out so far, in the shape of a whole reply."""
+        """What has been read so far, in the shape of a whole reply."""
         completion = self._accumulator.completion
         completion._request_id = self.response.request_id if self.response else None
         return completion
@@ -3425,7 +3439,7 @@ class _BaseStream(Generic[_Item]):
 
     def _count_attempt(self) -> None:
         self._attempts += 1
-        self._ended_at = None
+        self._first_token_at = self._ended_at = None
         self.response = None
         self._accumulator = Accumulator()
 
@@ -3453,7 +3467,7 @@ class _BaseStream(Generic[_Item]):
 
     def _finish(self, attempt: _Attempt, verdict: Optional[_Whole]) -> None:
         """The answer is whole, if there is a verdict: none comes from a dead generator."""
-        if verdict is None or self._state is _FAILED:
+        if verdict is None or self._state is _FAILED:  # An interrupt may have come on the way.
             self._interrupt()
             self._is_over()
             return
@@ -4163,8 +4177,9 @@ class _BaseClient(_Part):
         raise NotImplementedError
 
     def with_options(self: _AnyClient, **changes: Any) -> _AnyClient:
-        """A client with other settings that shares this one's connections.
+        """A client with other settings.
 
+        It shares this one's connections, unless base_url, ssl_context or handlers are others.
         None and NOT_GIVEN mean "as it was", but for timeout and deadline, which may be None.
         Headers and query fields are added to those that there are.
         """
@@ -4796,6 +4811,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
                 return asking.result()
         finally:
             asking.cancel()
+        # The deadline has passed, so this raises.
         self._retry(_timeout_error(self._call, "", " while the API key was asked for"))
 
     async def _start(self) -> None:

@@ -10062,6 +10062,8 @@ class AsyncEndTest(AsyncTestCase):
             peer.send(chunked(LO + WORLD + FINISH + DONE))
 
         async def main(server):
+            if 'Proactor' in type(asyncio.get_event_loop()).__name__:
+                raise unittest.SkipTest("Windows' proactor loop watches no sockets")
             async with async_client(server) as asker:
                 stream = await ask(asker)
                 await stream.__anext__()

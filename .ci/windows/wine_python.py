@@ -107,12 +107,18 @@ def build(minor):
         HOME.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=str(HOME)) as work:
             assemble(minor, libraries[minor], pathlib.Path(work))
-    # The first process also makes Wine's prefix, which takes some 15 s.
+    # The first process also makes Wine's prefix, which takes some 15 s.  Two that start at the same
+    # moment may wait for each other for ever.
     program = "import asyncio, ctypes, ssl, sys; print('it runs', sys.version)"
-    said = run(*command(minor), "-c", program, env=environment(), seconds=180)
-    if "it runs " + minor not in said:
-        raise Unavailable("it does not run: %s" % said[-300:])
-    return minor
+    said = ""
+    for _ in range(3):
+        try:
+            said = run(*command(minor), "-c", program, env=environment(), seconds=60)
+        except Unavailable as reason:
+            said = str(reason)
+        if "it runs " + minor in said:
+            return minor
+    raise Unavailable("it does not run: %s" % said[-300:])
 
 
 def assemble(minor, library, work):
