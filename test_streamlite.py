@@ -6614,12 +6614,16 @@ class CallTest(ClockTestCase):
                         self.assertTrue(call.let_go())
                     else:
                         call.hold(use)
+                def shut_here():  # not what a garbage collection closes meanwhile
+                    return [args[0] for args, _ in shutter.call_args_list
+                            if isinstance(args[0], str)]
+
                 call.cancel()
-                self.assertEqual([args[0] for args, _ in shutter.call_args_list], shut)
+                self.assertEqual(shut_here(), shut)
                 self.assertRaises(OSError, call.hold, 'c')
                 self.assertFalse(call.let_go(), 'it may not serve another call')
                 call.cancel()
-                self.assertEqual(len(shutter.call_args_list), len(shut), 'let go of')
+                self.assertEqual(shut_here(), shut, 'let go of')
 
     def test_the_body_of_a_list_of_models_has_seconds_of_its_own(self):
         reading, read = threading.Event(), streamlite._Reply.read
