@@ -2287,6 +2287,9 @@ class _Secrets:
 
     def hide_in_headers(self, headers: Any) -> Any:
         """The headers of an answer, in which a server may repeat what it was sent."""
+        values = "\n".join(map(str, headers.values()))
+        if self.hide(values) == values:
+            return headers  # Hardly any server does.
         hidden = http.client.HTTPMessage()
         for name, value in headers.items():
             hidden[name] = self.hide(str(value))
@@ -3373,7 +3376,6 @@ class _Attempt:
         self.chunks = _answer(_payloads(reply.body, secrets.hide), asked, call)
         self.events = 0          # Chunks received,
         self.look_at = MAX_TURN  # and after how many the clock is looked at.
-        self.at_rest = True      # Not while a chunk is taken: an interrupt may lose it.
 
 
 class _Exchange:
@@ -3402,6 +3404,7 @@ class _BaseStream(Generic[_Item]):
         self._exchange = exchange
         self._call = exchange.call
         self._attempt: Optional[_Attempt] = None
+        self._at_rest = True  # Not while a chunk is taken: an interrupt may lose it.
         self._attempts = 0
         self._accumulator = Accumulator()
         self._handed_out = False             # The caller has seen a chunk: nothing is repeated.
@@ -3538,7 +3541,8 @@ class _BaseStream(Generic[_Item]):
         try:
             return _chunk_text(chunk)
         except BaseException:
-            self._interrupt()  # The chunk is lost.
+            self._at_rest = False  # The chunk is lost.
+            self._interrupt()
             raise
 
     def _log_end(self, events: int, why: str) -> None:
@@ -3563,20 +3567,21 @@ class _BaseStream(Generic[_Item]):
         """An exception that is none of ours came while the stream was read.
 
         Some of it may be lost (a Ctrl-C ends generators, an answer would have a hole): whoever
-        uses the stream again gets an error.
+        uses the stream again gets an error.  Another interrupt may come at any call, that of this
+        function included: a caller notes first that the stream is not at rest.
         """
         if self._state is _FAILED and self._attempt is None:
             return
-        # First what matters: another interrupt may come.
         self._state = _FAILED
-        attempt, self._attempt = self._attempt, None
         self._failure = APIConnectionError(
             message="the stream was interrupted while it was read",
             request=self._exchange.request)
         self._call.cancel()
+        attempt = self._attempt
         if attempt is not None:
             attempt.reply.close()
             self._log_end(attempt.events, "interrupted")
+            self._attempt = None  # Last: while there is one, all of this is done again.
 
     def _cut(self) -> None:
         """End the stream, from any thread; whoever reads it then gets an error."""
@@ -3636,6 +3641,7 @@ class Stream(_BaseStream[_Item], _Closing):
                 self._handed_out = True
                 return chunk
         except BaseException:
+            self._at_rest = False
             self._interrupt()
             raise
         raise StopIteration
@@ -3654,6 +3660,7 @@ class Stream(_BaseStream[_Item], _Closing):
             while self._next() is not None:
                 pass
         except BaseException:
+            self._at_rest = False
             self._interrupt()
             raise
         return self.completion
@@ -3684,7 +3691,7 @@ class Stream(_BaseStream[_Item], _Closing):
     def _next(self) -> Optional[ChatCompletionChunk]:
         """The next chunk; None at the end of a whole answer."""
         with self._reading:
-            if self._attempt is not None and not self._attempt.at_rest:
+            if self._attempt is not None and not self._at_rest:
                 self._interrupt()
             while True:
                 attempt = self._attempt
@@ -3692,7 +3699,7 @@ class Stream(_BaseStream[_Item], _Closing):
                     if self._is_over():
                         return None
                     attempt = self._open()
-                attempt.at_rest = False
+                self._at_rest = False
                 try:
                     if attempt.events >= attempt.look_at:
                         attempt.look_at += MAX_TURN
@@ -3703,7 +3710,7 @@ class Stream(_BaseStream[_Item], _Closing):
                         self._accumulator.add(chunk)
                         if self._first_token_at is None:
                             self._note_first(chunk)
-                        attempt.at_rest = True
+                        self._at_rest = True
                         return chunk
                     # No stage of the pipeline waits: an interrupt there would end its generators,
                     # which looks like the end of an answer.
@@ -3729,6 +3736,7 @@ class Stream(_BaseStream[_Item], _Closing):
             with self._reading:
                 self._open()
         except BaseException:
+            self._at_rest = False
             self._interrupt()
             raise
 
@@ -4708,6 +4716,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         except _Busy:
             raise
         except BaseException:
+            self._at_rest = False
             self._interrupt()
             raise
         raise StopAsyncIteration
@@ -4727,6 +4736,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         except _Busy:
             raise
         except BaseException:
+            self._at_rest = False
             self._interrupt()
             raise
         return self.completion
@@ -4754,7 +4764,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         if not self._reading.acquire(False):
             raise _Busy("another task reads this stream already")
         try:
-            if self._attempt is not None and not self._attempt.at_rest:
+            if self._attempt is not None and not self._at_rest:
                 self._interrupt()
             while True:
                 attempt = self._attempt
@@ -4762,7 +4772,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
                     if self._is_over():
                         return None
                     attempt = await self._open()
-                attempt.at_rest = False
+                self._at_rest = False
                 try:
                     if attempt.events >= attempt.look_at:
                         attempt.look_at += MAX_TURN
@@ -4774,7 +4784,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
                         self._accumulator.add(chunk)
                         if self._first_token_at is None:
                             self._note_first(chunk)
-                        attempt.at_rest = True
+                        self._at_rest = True
                         return chunk
                     await self._fill(attempt.reply)
                 except StopIteration as end:
@@ -4820,6 +4830,7 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
             with self._reading:
                 await self._open()
         except BaseException:
+            self._at_rest = False
             self._interrupt()
             raise
 
