@@ -2913,7 +2913,9 @@ class _ProxyHandler(urllib.request.ProxyHandler):
     def __init__(self) -> None:
         proxies = urllib.request.getproxies_environment()
         self._source = "%s_PROXY"
-        if not proxies:
+        # Windows and macOS have settings besides; elsewhere both functions are one.
+        has_settings = urllib.request.getproxies is not urllib.request.getproxies_environment
+        if has_settings and not proxies:
             proxies = urllib.request.getproxies()
             if proxies:
                 self._source = "the %s proxy of the system's settings"
@@ -3537,14 +3539,6 @@ class _BaseStream(Generic[_Item]):
         if secrets.hide(cause) != cause:
             error.__cause__ = error.__context__ = None
 
-    def _text_of(self, chunk: ChatCompletionChunk) -> str:
-        try:
-            return _chunk_text(chunk)
-        except BaseException:
-            self._at_rest = False  # The chunk is lost.
-            self._interrupt()
-            raise
-
     def _log_end(self, events: int, why: str) -> None:
         self._ended_at = time.monotonic()
         _log("debug", "stream from %s: %d events, %.3f s, ended: %s", self._exchange.request.url,
@@ -3648,7 +3642,7 @@ class Stream(_BaseStream[_Item], _Closing):
 
     def text(self) -> Iterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
-        return filter(None, map(self._text_of, self))
+        return iter(self._next_text, None)
 
     def collect(self) -> ChatCompletion:
         """Read to the end and return the whole reply, what was iterated before included.
@@ -3687,6 +3681,22 @@ class Stream(_BaseStream[_Item], _Closing):
         A read or a wait in another thread ends with APIConnectionError.
         """
         self._cut()
+
+    def _next_text(self) -> Optional[str]:
+        """The next text; None at the end of a whole answer."""
+        try:
+            while True:
+                chunk = self._next()
+                if chunk is None:
+                    return None
+                self._handed_out = True
+                text = _chunk_text(chunk)
+                if text:
+                    return text
+        except BaseException:
+            self._at_rest = False
+            self._interrupt()
+            raise
 
     def _next(self) -> Optional[ChatCompletionChunk]:
         """The next chunk; None at the end of a whole answer."""
@@ -4723,10 +4733,11 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
 
     async def text(self) -> AsyncIterator[str]:
         """Iterate the text of choice 0, without empty pieces."""
-        async for chunk in self:
-            text = self._text_of(chunk)
-            if text:
-                yield text
+        while True:
+            text = await self._next_text()
+            if text is None:
+                return
+            yield text
 
     async def collect(self) -> ChatCompletion:
         """As `Stream.collect`."""
@@ -4757,6 +4768,24 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         self._cut()
 
     aclose = close
+
+    async def _next_text(self) -> Optional[str]:
+        """As `Stream._next_text`."""
+        try:
+            while True:
+                chunk = await self._next()
+                if chunk is None:
+                    return None
+                self._handed_out = True
+                text = _chunk_text(chunk)
+                if text:
+                    return text
+        except _Busy:
+            raise
+        except BaseException:
+            self._at_rest = False
+            self._interrupt()
+            raise
 
     async def _next(self) -> Optional[ChatCompletionChunk]:
         """As `Stream._next`."""

@@ -7852,6 +7852,10 @@ class StreamTest(TestCase):
         for chunk in stream:
             texts.append(chunk.choices[0].delta.content)
 
+    def read_texts(self, stream, texts):
+        for text in stream.text():
+            texts.append(text)
+
     def check_never_half(self, stream, texts):
         """Read on: then there is an error, or all of the answer; tell whether it was an error."""
         self.assertFalse(stream._reading.locked(), 'whoever reads it now waits for ever')
@@ -7882,14 +7886,10 @@ class StreamTest(TestCase):
         self.check_interrupted_anywhere(self.read, in_module, 2, 50)
 
     def test_an_interrupt_at_any_line_of_text_loses_none(self):
-        def read(stream, texts):
-            for text in stream.text():
-                texts.append(text)
-
         def in_text(frame):
             return in_module(frame) and 'text' in frame.f_code.co_name
 
-        self.check_interrupted_anywhere(read, in_text, 1, 5)
+        self.check_interrupted_anywhere(self.read_texts, in_text, 1, 5)
 
     def test_a_second_interrupt_behind_the_first_never_leaves_a_hole(self):
         def interrupt_twice():
@@ -7905,17 +7905,18 @@ class StreamTest(TestCase):
             raise Interrupt
 
         errors = 0
-        for first, second in itertools.product(range(1, 450, 2), (1, 2, 3, 6, 11)):
+        ways = self.read, self.read_texts
+        for first, second, read in itertools.product(range(1, 450, 4), (1, 2, 3, 6, 11), ways):
             stream, texts = stream_of(*self.READS), []
             with contextlib.redirect_stderr(io.StringIO()):  # for what Python writes of generators
                 try:
                     with signalled(first, interrupt_twice):
-                        self.read(stream, texts)
+                        read(stream, texts)
                 except Interrupt:
                     pass
                 finally:
                     sys.setprofile(None)
-            with self.subTest(first=first, second=second):
+            with self.subTest(read.__name__, first=first, second=second):
                 errors += self.check_never_half(stream, texts)
         self.assertGreater(errors, 50)
 
