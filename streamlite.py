@@ -2327,7 +2327,7 @@ class _Connection:
     It holds nothing of the request that it serves, and so nothing of the last one while idle.
     """
 
-    def __init__(self, route: Optional[_Route], sock: Any, round_trip: float = 0.0) -> None:
+    def __init__(self, route: Optional[_Route], sock: Any, round_trip: float) -> None:
         self.route = route
         self.sock = sock
         self.round_trip = round_trip         # Seconds that the TCP handshake took.
@@ -2387,8 +2387,7 @@ class _Connection:
         """Send a request; progress restarts the wait: a slow upload is no dead server."""
         self.sent_at = None
         rest = memoryview(data)
-        began = 0.0
-        while rest:
+        while True:
             began = time.monotonic()
             self.sock.settimeout(min(call.left(), _SLICE))
             try:
@@ -2397,8 +2396,9 @@ class _Connection:
             except socket.timeout:
                 continue
             rest = rest[sent:]
-            if rest:
-                call.start(call.read)
+            if not rest:
+                break
+            call.start(call.read)
         self.sent_at = began
 
     def start_tls(self, call: _Call, context: Any, host: str) -> None:

@@ -897,6 +897,7 @@ class TestCase(unittest.TestCase):
         self.addCleanup(patch.stop)
         for name in list(os.environ):
             ours = name.startswith(('OPENAI_', 'AZURE_', 'SSL', 'REQUESTS_CA', 'CURL_CA'))
+            ours = ours or name == 'PYTHONUNBUFFERED'  # or nobody sees whether we flush
             if ours or name.lower().endswith('_proxy'):
                 del os.environ[name]
         logger = logging.getLogger('streamlite')
@@ -1255,6 +1256,11 @@ class ErrorTest(TestCase):
                 self.assertEqual(streamlite._excerpt(text, length), shown)
 
 
+    def test_an_integer_of_more_digits_than_python_converts_is_refused_on_every_python(self):
+        self.assertEqual(streamlite._parse_int('9' * 4300), 10 ** 4300 - 1)
+        self.assertRaises(ValueError, streamlite._parse_int, '9' * 4301)
+
+
 class ErrorBodyTest(ReplyTestCase):
 
     def test_the_servers_words_are_found_in_every_shape_of_body(self):
@@ -1384,6 +1390,11 @@ class ErrorBodyTest(ReplyTestCase):
         error = self.error_of_answer(reply(422, {}, detail), streamlite.UnprocessableEntityError)
         self.assertEqual(error.body, detail)
 
+    def test_an_error_says_where_in_the_request_it_is(self):
+        detail = {'detail': [{'loc': ['body', 'messages', 0], 'msg': 'field required'}]}
+        error = self.error_of_answer(reply(422, {}, detail), streamlite.UnprocessableEntityError)
+        self.assertSays(error, 'body.messages.0: field required')
+
     def test_a_page_of_many_titles_takes_linear_time(self):
         page = reply(502, {}, b'<html>' + b'<title>' * 9300)
         with self.assertPrompt():
@@ -1496,6 +1507,17 @@ class WireObjectTest(ReplyTestCase):
         with self.stream(delta(tool_calls=[{'index': 0}]), STOP) as stream:
             call = list(stream)[0].choices[0].delta.tool_calls[0]
         self.assertEqual((call.index, call.id, call.type, call.function), (0, None, None, None))
+
+    def test_equal_are_objects_of_one_class_with_equal_fields(self):
+        chunk, same, other = self.chunk(), self.chunk(), self.chunk(id='another')
+        self.assertTrue(chunk == same)
+        for unequal in other, chunk.choices[0], chunk.to_dict(), None, 'chunk':
+            self.assertFalse(chunk == unequal)
+            self.assertTrue(chunk != unequal)
+        message, delta = (kind.construct(content='Hi') for kind in (
+            streamlite.ChatCompletionMessage, streamlite.ChoiceDelta))
+        self.assertEqual(vars(message), vars(delta))
+        self.assertFalse(message == delta)
 
     def test_a_misspelt_attribute_is_an_attribute_error(self):
         chunk, completion = self.chunk(), self.collect(*CHUNKS)
@@ -1870,6 +1892,20 @@ class ServerSentEventTest(TestCase):
                     stream = (b': ' + b'x' * 400 + b'\n' + small) * 10
                     self.assertEqual(len(
                         decode(*[stream[at:at + size] for at in range(0, len(stream), size)])), 10)
+
+    def test_every_line_of_an_event_counts_towards_its_size(self):
+        first, line = b'data: first\n\n', b'data: ' + b'x' * 3000 + b'\n'
+        with mock.patch.object(streamlite, 'MAX_EVENT', 5000):
+            for name, reads, seen in (
+                    ('an event in one read', [line * 2 + b'\n'], 0),
+                    ('behind another one', [first + line * 2 + b'\n'], 1),
+                    ('in two reads', [first + line, line], 1)):
+                with self.subTest(name):
+                    decoder, events = streamlite.SSEDecoder(), []
+                    with self.assertRaises(streamlite.APIResponseValidationError):
+                        for data in reads + [b'']:
+                            events += decoder.feed(data)
+                    self.assertEqual(events, [event('first')] * seen)
 
     def test_decoding_takes_linear_time(self):
         for name, unit, size, reads in (
@@ -5273,6 +5309,10 @@ class TimeTest(TestCase):
             url = 'http://127.0.0.1:%d/v1' % listener.getsockname()[1]
             with client(None, base_url=url, timeout=(SHORT, LONG)) as asker, self.assertPrompt():
                 self.assertBroken(asker, '', streamlite.APITimeoutError)
+            # The last address gets all the time that there is, loopback or not.
+            with client(None, base_url=url, timeout=(MEDIUM, LONG)) as asker:
+                error = self.assertBroken(asker, '', streamlite.APITimeoutError)
+                self.assertGreaterEqual(error.elapsed, MEDIUM)
             # Where the host has another address, both share the time.
             server = stack.enter_context(Server())
             addresses = [socket.getaddrinfo('127.0.0.1', port, 0, socket.SOCK_STREAM)[0]
@@ -5282,6 +5322,21 @@ class TimeTest(TestCase):
                 with client(None, base_url=url,
                             timeout=(MEDIUM, LONG)) as asker, self.assertPrompt():
                     self.assertText(ask(asker), 'Hello world')
+
+    def test_an_interrupt_while_it_connects_tries_no_other_address(self):
+        tried = []
+
+        def connect(sock, address):
+            tried.append(address)
+            raise Interrupt
+
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, '', ('127.0.0.1', port))
+                     for port in (1, 2)]
+        with mock.patch('socket.getaddrinfo', return_value=addresses):
+            with mock.patch.object(socket.socket, 'connect', connect):
+                with client(None, base_url='http://localhost/v1') as asker:
+                    self.assertRaises(Interrupt, ask, asker)
+        self.assertEqual(len(tried), 1)
 
     def test_to_look_at_idle_connections_takes_no_more_than_the_call_has(self):
         def dripping(peer):
@@ -5611,6 +5666,19 @@ class ConnectionTest(TestCase):
             for _ in range(5):
                 self.assertText(ask(asker, stream=False), 'Hello world')
             self.assertEqual(server.connections, 1)
+
+    def test_the_system_is_asked_to_send_at_once_and_to_notice_a_dead_peer(self):
+        with served(stream_reply(HELLO)) as (_, asker), ask(asker) as stream:
+            sock = stream._attempt.reply.connection.sock
+            self.assertTrue(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            self.assertTrue(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def test_framing_that_broke_behind_the_answer_ends_the_connection(self):
+        broken = stall(begun(FINISHED) + b'zz\r\n')
+        with served(broken, stream_reply(HELLO)) as (server, asker):
+            for _ in range(2):
+                self.assertText(ask(asker), 'Hello world')
+            self.assertEqual(server.connections, 2)
 
     def test_done_may_come_before_the_last_chunk(self):
         gate, sent = threading.Event(), threading.Event()
@@ -6046,6 +6114,11 @@ class ProxyTest(LoopbackTestCase):
         self.assertEqual((request.method, request.path), ('POST', PATH))
         self.assertEqual(request.headers['authorization'], 'Bearer ' + KEY)
         self.assertNotIn('proxy-authorization', request.headers)
+        result = self.through(connect, stream_reply(HELLO),
+                              base_url='https://api.example.test:8443/v1',
+                              ssl_context=trusting_context())
+        self.assertEqual([request.path for request in result.requests],
+                         ['api.example.test:8443', PATH])
 
     def test_a_407_says_what_the_proxy_asks_for_and_what_helps(self):
         for scheme in ['http', 'https'] if ssl else ['http']:
@@ -6304,6 +6377,22 @@ class TLSTest(TestCase):
             for _ in range(20):
                 self.assertText(ask(asker), 'Hello world')
             self.assertEqual((len(server.requests), server.connections), (20, 1))
+
+    @unittest.skipUnless(ssl and ssl.HAS_ALPN, 'this Python cannot say which protocol it speaks')
+    def test_it_says_that_it_speaks_http_1_1(self):
+        spoken = []
+        context = server_context()
+        context.set_alpn_protocols(['h2', 'http/1.1'])
+
+        def script(peer):
+            spoken.append(peer.socket.selected_alpn_protocol())
+            peer.send(stream_reply(HELLO))
+
+        server = self.serve(script, tls=context)
+        with certificate_file() as path, mock.patch.dict(os.environ, SSL_CERT_FILE=path):
+            with client(server, base_url='https://localhost:%d/v1' % server.port) as asker:
+                self.assertText(ask(asker), 'Hello world')
+        self.assertEqual(spoken, ['http/1.1'])
 
     def test_a_private_ca_comes_from_the_environment(self):
         with certificate_file() as path:
@@ -6685,7 +6774,7 @@ class CallTest(ClockTestCase):
                 pass
 
         ours, theirs = socket.socketpair()
-        call, connection = self.call(), streamlite._Connection(None, ours)
+        call, connection = self.call(), streamlite._Connection(None, ours, 0.0)
         with contextlib.closing(theirs), contextlib.closing(connection):
             call.hold(ours)
             call.network = Cancelling()
@@ -8062,6 +8151,37 @@ class StreamTest(TestCase):
                 streams[0].collect()
         self.assertEqual((caught.exception.attempts, len(keys), len(server.requests)), (1, 1, 1))
 
+    def test_what_only_a_completion_has_says_where_it_is(self):
+        with served(stall(WAITING)) as (server, asker), ask(asker) as stream:
+            for name in 'choices', 'usage', 'message':
+                with self.assertRaises(AttributeError) as caught:
+                    getattr(stream, name)
+                self.assertRegex(str(caught.exception), "'%s': .*collect" % name)
+            with self.assertRaises(AttributeError) as caught:
+                stream.misspelt
+            self.assertRegex(str(caught.exception), "'misspelt'$")
+
+    def test_the_loss_of_a_stream_is_logged_and_has_its_cause(self):
+        with served(cut(WAITING)) as (server, asker):
+            error = self.assertBroken(asker, 'Hello ')
+            self.assertIsInstance(error.__cause__, OSError)
+        self.assertLogged('DEBUG', 'ended: APIConnectionError')
+
+    @unittest.skipUnless(sys.implementation.name == 'cpython', 'it counts references')
+    def test_nothing_of_a_stream_that_failed_waits_for_a_garbage_collection(self):
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for name, script in (('lost', cut(WAITING)), ('refused', error_reply(400)),
+                             ('an error event', stream_reply(sse({'error': {'message': 'x'}})))):
+            with self.subTest(name), served(script) as (server, asker):
+                streams = []
+                with contextlib.suppress(streamlite.APIError):
+                    stream = ask(asker)
+                    streams.append(weakref.ref(stream))
+                    stream.collect()
+                stream = None
+                self.assertEqual([ref() for ref in streams], [None] * len(streams))
+
     def test_an_interrupt_closes_the_connection_and_stops_the_clock(self):
         with served(stall(WAITING)) as (server, asker), ask(asker) as stream:
             next(stream), next(stream)
@@ -8498,6 +8618,28 @@ class BadInputTest(TestCase):
             streamlite.OpenAI()
         self.assertSays(caught.exception, 'OPENAI_API_KEY', 'api_key')
 
+    def test_what_is_half_a_timeout(self):
+        class Connect:
+            connect = 3
+
+        class Read:
+            read = 3
+
+        for timeout in Connect(), Read(), (1, 2, 3), 'soon':
+            with self.subTest(timeout):
+                self.assertRefused({'timeout': timeout}, {}, 'timeout')
+
+    def test_an_argument_that_no_client_has(self):
+        for kind in streamlite.OpenAI, streamlite.AsyncOpenAI, streamlite.AzureOpenAI:
+            for name in 'apikey', 'organisation':
+                with self.subTest(kind.__name__), self.assertRaises(TypeError) as caught:
+                    kind(**{'api_key': KEY, name: 'x'})
+                self.assertSays(caught.exception, kind.__name__, name)
+
+    def test_a_handler_that_is_none(self):
+        for handlers in [7], [object()], 7:
+            self.assertRefused({'handlers': handlers}, {}, 'handlers must be', 'urllib.request')
+
     def test_a_key_that_no_header_can_hold(self):
         for form in ('%s\n', '%s\r\nX-Evil: 1', 'a %s', '%s\u2026', '%s\xe9', '\u201c%s\u201d',
                      '%s\0'):
@@ -8744,6 +8886,15 @@ class ClientTest(TestCase):
             self.assertSays(caught.exception, 'model')
             self.assertEqual([request.path for request in server.requests],
                              ['/v1/models/org%2Fmodel:1', '/v1/models/one', '/v1/models/three'])
+
+
+    def test_what_is_no_list_of_models_is_an_error(self):
+        for body in b'<html>hello</html>', b'{', b'[]', b'{}', b'{"data": {}}', b'7', b'':
+            with self.subTest(body), served(reply(200, {}, body)) as (server, asker):
+                for work in asker.models.list, lambda: asker.models.retrieve('one'):
+                    with self.assertRaises(streamlite.APIResponseValidationError) as caught:
+                        work()
+                    remember(caught.exception)
 
 
 class AzureTestCase(AsyncTestCase):
@@ -10170,6 +10321,9 @@ class DemoServerTest(TestCase):
         self.assertEqual(last.usage.total_tokens,
                          last.usage.prompt_tokens + last.usage.completion_tokens)
         self.assertEqual(last.usage.completion_tokens, len(chunks) - 1)
+        with ask(self.client, messages=chat('one two three') + chat(None),
+                 stream_options={'include_usage': True}) as stream:
+            self.assertEqual(stream.collect().usage.prompt_tokens, 3)
 
     def test_tools_are_called_in_fragments_and_their_answer_is_taken(self):
         messages = [{'role': 'user', 'content': 'How is the weather in Berlin?'}]
@@ -10651,6 +10805,14 @@ class CommandTest(CommandTestCase):
         self.assertNotIn('partial', ran.err)
         self.assertEqual(self.conversation(server.requests[-1]),
                          [('user', 'two'), ('assistant', 'Hello '), ('user', 'three')])
+
+    def test_chat_goes_on_where_the_server_could_not_be_asked_for_its_model(self):
+        del os.environ['OPENAI_MODEL']
+        server = self.serve(error_reply(401), reply(200, {}, {'data': [{'id': 'one'}]}),
+                            stream_reply(HELLO))
+        ran = run_main('--chat', input='one\ntwo\n')
+        self.assertEqual((ran.code, ran.out, ran.err.count('\n')), (0, 'Hello world\n', 1))
+        self.assertEqual(self.conversation(server.requests[-1]), [('user', 'two')])
 
     def test_the_help_fits_a_screen_and_has_three_examples(self):
         for option in ('--help', '-h'):
