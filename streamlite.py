@@ -3562,7 +3562,7 @@ class _BaseStream(Generic[_Item]):
 
         Some of it may be lost (a Ctrl-C ends generators, an answer would have a hole): whoever
         uses the stream again gets an error.  Another interrupt may come at any call, that of this
-        function included: a caller notes first that the stream is not at rest.
+        function included: who has taken a chunk notes first that the stream is not at rest.
         """
         if self._state is _FAILED and self._attempt is None:
             return
@@ -3654,7 +3654,6 @@ class Stream(_BaseStream[_Item], _Closing):
             while self._next() is not None:
                 pass
         except BaseException:
-            self._at_rest = False
             self._interrupt()
             raise
         return self.completion
@@ -3746,7 +3745,6 @@ class Stream(_BaseStream[_Item], _Closing):
             with self._reading:
                 self._open()
         except BaseException:
-            self._at_rest = False
             self._interrupt()
             raise
 
@@ -4747,7 +4745,6 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
         except _Busy:
             raise
         except BaseException:
-            self._at_rest = False
             self._interrupt()
             raise
         return self.completion
@@ -4859,7 +4856,6 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
             with self._reading:
                 await self._open()
         except BaseException:
-            self._at_rest = False
             self._interrupt()
             raise
 
@@ -5690,8 +5686,6 @@ class _Command:
             return 0
         if args.chat:
             return _Conversation(self).run()
-        if "messages" in args.fields:
-            return self.ask([])
         return self.ask([{"role": "user", "content": self.prompt}])
 
     def read_prompt(self) -> str:
