@@ -4059,10 +4059,8 @@ class _Requester:
         _merge_headers(headers, {
             "Accept": "text/event-stream, application/json", "Accept-Encoding": "identity",
             "User-Agent": _user_agent()}, "")
-        if self.organization:
-            _merge_headers(headers, {"OpenAI-Organization": self.organization}, "organization")
-        if self.project:
-            _merge_headers(headers, {"OpenAI-Project": self.project}, "project")
+        _merge_headers(headers, {"OpenAI-Organization": self.organization or None}, "organization")
+        _merge_headers(headers, {"OpenAI-Project": self.project or None}, "project")
         _merge_headers(headers, self.default_headers, "default_headers")
         if has_body:
             _merge_headers(headers, {"Content-Type": "application/json"}, "")

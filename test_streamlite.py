@@ -1217,6 +1217,10 @@ CLASSES.update((status, streamlite.InternalServerError)
 class ErrorTest(TestCase):
 
     def test_errors_are_made_as_tests_make_them(self):
+        request = streamlite.Request('POST', 'http://server.test/v1')
+        self.assertIs(streamlite.APIError('m', request).request, request)
+        self.assertIs(streamlite.APIConnectionError(request=request).request, request)
+
         class Answer:
             status_code, headers = 429, {'x-request-id': 'req_7'}
 
@@ -1228,6 +1232,8 @@ class ErrorTest(TestCase):
     def test_an_error_without_an_answer_has_no_request_id(self):
         for error in streamlite.APIError('m'), streamlite.APIConnectionError(message='m'):
             self.assertIsNone(error.request_id)
+            self.assertEqual((error.partial, error.attempts, error.elapsed, error.retry_after),
+                             (None, 0, 0.0, None))
 
     def test_a_reply_that_was_cut_says_by_what_and_has_what_came(self):
         for kind, word in ((streamlite.LengthFinishReasonError, 'length'),
@@ -1493,6 +1499,15 @@ class ErrorBodyTest(ReplyTestCase):
         error = {'padding': 'x' * 40000, 'message': 'at the end'}  # more than is read at once
         error = self.error_of_answer(reply(400, {}, {'error': error}), streamlite.BadRequestError)
         self.assertEqual(error.body['message'], 'at the end')
+
+    def test_what_the_provider_behind_a_gateway_said_is_told(self):
+        error = {'message': 'Provider returned error', 'metadata': {'raw': 'context too long'}}
+        error = self.error_of_answer(reply(400, {}, {'error': error}), streamlite.BadRequestError)
+        self.assertSays(error, 'Provider returned error: context too long')
+
+    def test_a_status_without_a_reason_has_the_usual_one(self):
+        answer = b'HTTP/1.1 404\r\nContent-Length: 0\r\n\r\n'
+        self.assertSays(self.error_of_answer(answer, streamlite.NotFoundError), '404 Not Found')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2678,6 +2693,9 @@ class ErrorEventTest(ReplyTestCase):
                 error = self.error_of(delta('Hel'), {'error': odd})
                 self.assertTrue(str(error))
                 self.assertEqual(text_of(error.partial), 'Hel')
+
+    def test_an_error_without_words_says_so(self):
+        self.assertSays(self.error_of({'error': ' '}), 'the server reported an error without')
 
 
 class DoorTest(ReplyTestCase):
@@ -4262,6 +4280,11 @@ class MergeTest(TestCase):
                 found, = message_of(*[{'tool_calls': [one]} for one in fragments])['tool_calls']
                 self.assertEqual(found, {'id': 'a', 'type': 'custom',
                                          'custom': {'name': 'f', 'input': expected}})
+
+    def test_a_type_of_the_servers_own_is_kept(self):
+        fragment = {'id': 'a', 'type': 'builtin', 'function': {'name': 'f', 'arguments': '{}'}}
+        found, = message_of({'tool_calls': [fragment]})['tool_calls']
+        self.assertEqual(found['type'], 'builtin')
 
     def test_a_made_up_id_is_made_once_and_is_like_no_other(self):
         accumulator, door = streamlite.Accumulator(), streamlite._Door()
@@ -5978,6 +6001,7 @@ class ConnectionTest(TestCase):
         proxy = {'https_proxy': 'http://proxy.test'}
         for url, environment, place in (
                 ('http://a.test/v1', {}, ('a.test', 80)),
+                ('http://b\xfccher.test/v1', {}, ('xn--bcher-kva.test', 80)),
                 ('https://a.test/v1', {}, ('a.test', 443)),
                 ('https://a.test/v1', proxy, ('proxy.test', 80)),
                 ('https://a.test:8443/v1', {}, ('a.test', 8443))):
@@ -5994,6 +6018,24 @@ class ConnectionTest(TestCase):
                 with client(None, base_url=url) as asker:
                     self.assertRaises(streamlite.APIConnectionError, ask, asker)
                 self.assertEqual(looked, [place])
+
+    def test_a_kept_connection_at_which_nothing_can_be_sent_costs_nothing(self):
+        sent = streamlite._Connection.send
+
+        def send(connection, call, data):
+            if connection is first:
+                connection.sent_at = None
+                streamlite._shut(connection.sock)
+                raise ConnectionResetError('scripted')
+            return sent(connection, call, data)
+
+        with served(stream_reply(HELLO)) as (server, asker):
+            with ask(asker) as stream:
+                first = stream._attempt.reply.connection
+                self.assertText(stream, 'Hello world')
+            with mock.patch.object(streamlite._Connection, 'send', send):
+                self.assertText(ask(asker), 'Hello world')
+            self.assertEqual([request.connection for request in server.requests], [1, 2])
 
 
 class RedirectTest(TestCase):
@@ -6090,6 +6132,12 @@ class RedirectTest(TestCase):
                 for other in others:
                     self.assertNotEqual(streamlite._origin(url), streamlite._origin(other))
 
+    def test_a_location_that_no_request_line_can_hold_is_not_asked_for(self):
+        for place in '/v1/caf\xe9', '/v1/a b', '/v1/\x01':
+            with self.subTest(place), served(reply(307, {'Location': place})) as (server, asker):
+                self.assertRaises(streamlite.APIError, ask, asker)
+                self.assertEqual(len(server.requests), 1)
+
 
 class KeyOverHttpTest(LoopbackTestCase):
 
@@ -6173,7 +6221,7 @@ class ProxyTest(LoopbackTestCase):
     def test_a_proxy_that_refuses_or_breaks_the_tunnel_is_named(self):
         page = b'<html><title>Gateway trouble</title></html>'
         answers = reply(502, {'Connection': 'close'},
-                        page), reply(403, {}, page), cut(b''), cut(b'garbage\r\n\r\n')
+                        page), reply(403, {}, page), reply(300), cut(b''), cut(b'garbage\r\n\r\n')
         for answer in answers:
             with self.subTest(answer):
                 result = self.through(answer, base_url='https://api.example.test/v1')
@@ -8005,6 +8053,7 @@ class StreamTest(TestCase):
             if lines[0] < number:
                 break  # it came to its end before
             with self.subTest(number):
+                self.assertIsNone(stream._attempt, 'its connection is closed at once')
                 errors += self.check_never_half(stream, texts)
         self.assertGreater(errors, least)
 
@@ -8701,6 +8750,14 @@ class BadInputTest(TestCase):
     def test_a_handler_that_is_none(self):
         for handlers in [7], [object()], 7:
             self.assertRefused({'handlers': handlers}, {}, 'handlers must be', 'urllib.request')
+
+    def test_a_header_whose_value_is_no_text(self):
+        for value in 7, b'x', ['x']:
+            self.assertRefused({'default_headers': {'X-Mine': value}}, {}, 'X-Mine', 'text')
+
+    def test_a_host_that_is_none(self):
+        for host in 'exa<mple', 'a,b', 'a"b', '[::1', 'a^b':
+            self.assertRefused({'base_url': 'http://%s/v1' % host}, {}, 'base_url')
 
     def test_a_key_that_no_header_can_hold(self):
         for form in ('%s\n', '%s\r\nX-Evil: 1', 'a %s', '%s\u2026', '%s\xe9', '\u201c%s\u201d',
@@ -9639,29 +9696,28 @@ class AsyncClientTest(AsyncTestCase):
 
     @needs_fork
     def test_a_process_forked_while_openings_are_busy_opens_streams(self):
-        async def stream(server):
-            async with async_client(server, deadline=LONG) as asker:
+        async def stream(server, *handlers):
+            async with async_client(server, handlers=handlers) as asker:
                 return await gather_text(await ask(asker))
 
-        def look_up(*args):
-            if os.getpid() == parent:
-                answered.wait(LONG)
-            return known(*args)
+        async def opened(server):
+            streams = [asyncio.ensure_future(stream(server, blocking)) for _ in range(3)]
+            await self.until(lambda: len(blocking.busy) == 2)
+            return streams
 
-        parent, known, answered = os.getpid(), socket.getaddrinfo, threading.Event()
-        with Server(stream_reply(HELLO)) as server, mock.patch('socket.getaddrinfo', look_up):
+        blocking = Blocking()
+        with Server(stream_reply(HELLO)) as server:
             loop = asyncio.new_event_loop()
-            opening = [asyncio.ensure_future(stream(server), loop=loop) for _ in range(20)]
-            loop.run_until_complete(asyncio.wait(opening, timeout=0))
+            opening = loop.run_until_complete(opened(server))
             with forked() as child:
                 if not child:
                     text = asyncio_run(asyncio.wait_for(stream(server), PROMPT))
                     os._exit(0 if text == 'Hello world' else 1)
             code = os.waitpid(child, 0)[1]
-            answered.set()
+            blocking.release.set()
             texts = loop.run_until_complete(asyncio.gather(*opening))
             loop.close()
-            self.assertEqual((code, texts), (0, ['Hello world'] * 20))
+            self.assertEqual((code, texts), (0, ['Hello world'] * 3))
 
     def test_a_client_outlives_its_event_loop(self):
         with Server(stream_reply(HELLO)) as server:
@@ -10604,6 +10660,17 @@ class DemoServerTest(TestCase):
         self.wait_until(lambda: any('demo server: [' in said for said in SAID))
         self.assertIn('not a language model', text_of(ask(self.client).collect()))
 
+    def test_of_a_long_prompt_the_end_is_said_again(self):
+        words = ['w%02d' % number for number in range(30)]
+        for count in 20, 21, 30:
+            text = text_of(ask(self.client, messages=chat(' '.join(words[:count]))).collect())
+            self.assertTrue(text.endswith(' '.join(words[count - 20:count])), text)
+            self.assertEqual('... w%02d' % (count - 20) in text, count > 20)
+
+    def test_one_of_its_models_can_be_asked_for(self):
+        self.assertEqual(self.client.models.retrieve('demo-error').id, 'demo-error')
+        self.assertRaises(streamlite.NotFoundError, self.client.models.retrieve, 'nothing')
+
 
 # --------------------------------------------------------------------------------------------------
 # Command line: in this process, in one of its own, and on a terminal
@@ -10757,6 +10824,11 @@ class CommandTest(CommandTestCase):
         self.serve(reply(200, {}, MODELS))
         self.assertFails(run_main('hi'), 1, '-m', 'one, two')
 
+    def test_a_server_without_models_is_told(self):
+        del os.environ['OPENAI_MODEL']
+        self.serve(reply(200, {}, {'object': 'list', 'data': []}))
+        self.assertFails(run_main('hi'), 1, '-m', 'the server has: none')
+
     def test_tool_calls_are_printed_as_lines_of_json(self):
         with streamlite.DemoServer(delay=0) as server:
             ran = run_main('Weather in Berlin', '-o', 'tools=' + json.dumps([WEATHER]),
@@ -10902,6 +10974,8 @@ class CommandTest(CommandTestCase):
         self.serve()
         for arguments, word in ((['--no-such-option'], '--no-such-option'),
                                 (['-o', 'x'], 'KEY=VALUE'),
+                                (['-o', '=x'], 'KEY=VALUE'),
+                                (['-H', 'X-Key'], 'NAME=ENVVAR'),
                                 (['-o', 'x=@/no/such'], '/no/such'),
                                 (['--timeout', 'soon'], 'soon'),
                                 (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME'),
@@ -11228,7 +11302,9 @@ class CommandTest(CommandTestCase):
             self.assertIn("$env:OPENAI_BASE_URL='%s'" % address, ran.err)
             self.assertIn('set OPENAI_BASE_URL=%s' % address, ran.err)
             self.assertIn('demo-rate-limit', ran.err)
-            return address == 'http://127.0.0.1:%d/v1' % port
+            is_there = address == 'http://127.0.0.1:%d/v1' % port
+            self.assertEqual('port %d is taken' % port in ran.err, not is_there)
+            return is_there
 
         def is_served_at_a_free_port():
             with dead_port() as port:
@@ -11339,6 +11415,7 @@ class CommandTest(CommandTestCase):
         for more, first, elapsed, tokens, said in (
                 ([], 0.5, 2.5, 101, 'first token after 0.50 s, all after 2.50 s, 50.5 tokens/s'),
                 (['--no-stream'], 0.5, 2.5, 101, 'after 2.50 s'),
+                ([], 0.5, 2.5, 2, 'first token after 0.50 s, all after 2.50 s, 1.0 tokens/s'),
                 ([], 0.5, 2.5, 1, 'first token after 0.50 s, all after 2.50 s'),
                 ([], 0.5, 0.5625, 9, 'first token after 0.50 s, all after 0.56 s'),
                 ([], None, 2.0, 100, 'first token after 0.00 s, all after 2.00 s, 50.0 tokens/s')):
@@ -11372,6 +11449,30 @@ class CommandTest(CommandTestCase):
         command = streamlite._Command(streamlite._parse_arguments(['hi']), None)
         with client(None, base_url=streamlite.DEFAULT_BASE_URL) as command.client:
             self.assertEqual(command.find_model(), 'gpt-4o-mini')
+
+    @unittest.skipUnless(ssl, 'this Python has no ssl')
+    def test_a_private_ca_can_be_named(self):
+        server = self.enter(Server(stream_reply(HELLO), tls=server_context()))
+        url = 'https://localhost:%d/v1' % server.port
+        with certificate_file() as path:
+            self.assertFails(run_main('hi', OPENAI_BASE_URL=url), 1, 'certificate')
+            ran = run_main('--cacert', path, 'hi', OPENAI_BASE_URL=url)
+        self.assertEqual(ran, Ran(0, 'Hello world\n', ''))
+
+    def test_a_demonstration_may_name_its_model(self):
+        self.assertFails(run_main('--demo', '-m', 'no-such-model', 'hi'), 1, 'no-such-model')
+
+    @unittest.skipIf(os.name == 'nt', 'a console there needs not know escape sequences')
+    def test_reasoning_is_dimmed_where_a_terminal_can_and_nobody_objects(self):
+        for environment, is_dimmed in (({'TERM': 'xterm'}, True), ({'TERM': 'dumb'}, False),
+                                       ({'TERM': 'xterm', 'NO_COLOR': '1'}, False),
+                                       ({'TERM': 'dumb', 'NO_COLOR': '1'}, False)):
+            with self.subTest(environment), mock.patch.object(sys, 'stderr', Screen()) as screen:
+                os.environ.pop('NO_COLOR', None)
+                with mock.patch.dict(os.environ, environment):
+                    streamlite._Console().reason('hm')
+                self.assertEqual(screen.getvalue() != 'hm', is_dimmed)
+                self.assertIn('hm', screen.getvalue())
 
 
 class CommandProcessTest(CommandTestCase):
@@ -12345,6 +12446,20 @@ class ApproverTest(TestCase):
                                     'subprocess'}, set())
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         self.assertEqual(names & {'eval', 'exec', 'compile', '__import__', 'open'}, set())
+
+    @unittest.skipUnless(README, 'README.md is not here')
+    def test_the_limits_are_those_that_the_readme_names(self):
+        units = {'': 1, ' s': 1, ' KiB': 1 << 10, ' MiB': 1 << 20, ' GiB': 1 << 30}
+        rows = re.findall(r'^\| `([A-Z_]+)` \| (\d+)( s| [KMG]iB|) \|', README, re.M)
+        told = {name: int(value) * units[unit] for name, value, unit in rows}
+        self.assertEqual(told, {name: getattr(streamlite, name) for name in told})
+        self.assertEqual({name for name in vars(streamlite) if name.startswith('MAX_')},
+                         {name for name in told if name.startswith('MAX_')})
+
+    def test_the_defaults_are_those_of_the_sdk(self):
+        with streamlite.OpenAI(api_key=KEY) as asker:
+            self.assertEqual((asker.base_url, asker.max_retries, asker.timeout),
+                             ('https://api.openai.com/v1', 2, (5.0, 600.0)))
 
 
 if __name__ == '__main__':
