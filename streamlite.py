@@ -416,8 +416,7 @@ def _server_error(body: Any) -> Tuple[Any, str]:
             continue
         if isinstance(found, str):
             return body, found
-        if isinstance(found, list) and isinstance(found[0], dict):
-            # FastAPI and Cloudflare list what is wrong.
+        if isinstance(found, list):  # FastAPI and Cloudflare list what is wrong.
             return body, "; ".join([_server_error(item)[1] for item in found])
         if isinstance(found, dict):
             body = found
@@ -1628,8 +1627,8 @@ def _text_parts(value: Any) -> Tuple[Optional[str], str]:
     Mistral's and Databricks' reasoning models send a list of parts, some of type thinking or
     reasoning, whose text is in a member that may be a list of parts again.
     """
-    if value is None or value.__class__ is str:
-        return value, ""
+    if value is None:
+        return None, ""
     text: Optional[str] = None
     reasoning = ""
     for part in value if isinstance(value, list) else (value,):

@@ -1509,6 +1509,35 @@ class ErrorBodyTest(ReplyTestCase):
         answer = b'HTTP/1.1 404\r\nContent-Length: 0\r\n\r\n'
         self.assertSays(self.error_of_answer(answer, streamlite.NotFoundError), '404 Not Found')
 
+    def test_of_a_page_only_its_title_is_told(self):
+        page = b'<html><head><TITLE>Bad\ngateway</TITLE></head><body>nginx</body></html>'
+        for body, told in (page, 'an HTML page: Bad gateway ('), (b'<p>no</p>', 'an HTML page ('):
+            answer = reply(502, {'Content-Type': 'text/html'}, body)
+            error = self.error_of_answer(answer, streamlite.InternalServerError)
+            self.assertIn(told, str(error))
+
+    def test_a_code_that_is_none_is_not_told(self):
+        for code in '', None, [], {}:
+            error = self.error_of_answer(error_reply(400, message='no', code=code),
+                                         streamlite.BadRequestError)
+            self.assertNotIn('code', str(error))
+
+    def test_of_a_list_of_errors_each_is_told(self):
+        for errors in ['too long', 'too hot'], [{'message': 'too long'}, {'message': 'too hot'}]:
+            error = self.error_of_answer(reply(400, {}, {'errors': errors}),
+                                         streamlite.BadRequestError)
+            self.assertSays(error, 'too long; too hot')
+        for nothing in [], {}, '', None:
+            error = self.error_of_answer(reply(400, {}, {'error': nothing, 'detail': 'too long'}),
+                                         streamlite.BadRequestError)
+            self.assertSays(error, 'too long')
+
+    def test_a_body_in_a_coding_that_was_not_asked_for_is_not_shown(self):
+        answer = error_reply(400, {'Content-Encoding': 'br'}, 'scrambled')
+        error = self.error_of_answer(answer, streamlite.BadRequestError)
+        self.assertNotIn('scrambled', str(error))
+        self.assertSays(error, 'no message')
+
 
 # --------------------------------------------------------------------------------------------------
 # Wire objects: what a server sends, as objects
@@ -1949,6 +1978,8 @@ class ServerSentEventTest(TestCase):
                         for data in reads + [b'']:
                             events += decoder.feed(data)
                     self.assertEqual(events, [event('first')] * seen)
+            self.assertRaises(streamlite.APIResponseValidationError,
+                              streamlite.SSEDecoder().feed, line * 2)
 
     def test_what_an_event_stream_cannot_carry_is_refused(self):
         for fields in ({'id': 'a\0'}, {'id': 'a\nb'}, {'id': 'a\rb'}, {'event': 'a\nb'}):
@@ -2323,6 +2354,7 @@ PAYLOADS = (
     ('blank lines alone', b'\n\r\n\r\n', []),
     ('lines of blanks alone', b' \n \t\n', []),
     ('fields without data', b'retry: 5\n\nevent: ping\n\nid: 1\n\n', []),
+    ('a comment that a gateway has wrapped', framed(': ping\ndata: ' + ONE, TWO), [1, 2]),
     ('fields beside data', framed(ONE, TWO, before='event: x\nid: 7\nretry: 3\ndata: '), [1, 2]),
     ('a foreign line beside events', b'hello\n' + framed(ONE), [1]),
     ('no last blank line', framed(ONE, TWO)[:-1], [1, 2]),
@@ -3233,6 +3265,12 @@ class DoorTableTest(TestCase):
                 through_door(payload)
             self.assertSays(caught.exception, 1024)
 
+    def test_a_tool_call_that_says_null_has_none(self):
+        nothing = {'index': None, 'id': None, 'type': None, 'function': {'name': None}}
+        chunk = streamlite._Door().chunk({'choices': [{'delta': {'tool_calls': [nothing]}}]})
+        called, = chunk.choices[0].delta.tool_calls
+        self.assertEqual((called.id, called.type, called.function.name), (None, None, None))
+
 
 class SurrogateTest(ReplyTestCase):
     """An emoji is two surrogates in JSON's escapes, and some servers cut between them."""
@@ -3757,6 +3795,19 @@ class VerdictTableTest(TestCase):
         finally:
             gc.enable()
 
+    def test_what_the_request_asks_for(self):
+        usage = {'include_usage': True}
+        for body, choices, wants_usage in (
+                ({}, 1, False), ({'stream': True, 'stream_options': usage}, 1, True),
+                ({'stream': True, 'stream_options': {}}, 1, False),
+                ({'stream': True, 'stream_options': None}, 1, False),
+                ({'stream': False, 'stream_options': usage}, 1, False),
+                ({'stream_options': usage}, 1, False), ({'n': 3}, 3, False),
+                ({'n': None}, 1, False), ({'n': '3'}, 1, False)):
+            with self.subTest(body):
+                asked = streamlite._asked(body)
+                self.assertEqual((asked.choices, asked.usage), (choices, wants_usage))
+
 
 # --------------------------------------------------------------------------------------------------
 # Accumulation: from chunks to a completion
@@ -4127,6 +4178,7 @@ class ToolCallTest(ReplyTestCase):
                 with self.assertRaises(ValueError) as caught:
                     self.fail(found.function.parsed_arguments)
                 self.assertIn(text.strip(), str(caught.exception))
+        self.assertEqual(streamlite.Function.construct(arguments=None).parsed_arguments, {})
 
     def test_no_key_of_a_tool_call_injects_arguments_or_an_id(self):
         for key in 'pieces', 'made_id', 'spare_id', 'arguments', 'kind', 'body', 'fields':
@@ -4532,6 +4584,15 @@ class AccumulatorTest(ReplyTestCase):
         so_far.add(streamlite.ChatCompletionChunk.model_validate(delta(tool_calls=calls)))
         made = so_far.completion.choices[0].message.tool_calls
         self.assertEqual([one.function.name for one in made], ['f'])
+
+    def test_a_chunk_that_was_made_by_hand_needs_no_delta(self):
+        accumulator = streamlite.Accumulator()
+        for one in (delta('Hi'), None), (None, 'stop'):
+            chunk = streamlite._Door().chunk(delta('Hi'))
+            chunk.choices[0].delta = chunk.choices[0].delta if one[0] else None
+            chunk.choices[0].finish_reason = one[1]
+            accumulator.add(chunk)
+        self.assertText(accumulator.completion, 'Hi')
 
 
 class GarbageTest(ReplyTestCase):
@@ -5613,6 +5674,19 @@ class SecretTest(TestCase):
                 shown = repr([caught.exception.body, str(caught.exception)])
                 self.assertNotIn(KEY[:4], shown)
 
+    def test_a_cause_that_holds_the_key_is_not_chained(self):
+        class Leaky(urllib.request.BaseHandler):
+            def http_request(self, request):
+                raise OSError(words)
+
+        for words, is_chained in ('no route', True), ('no route for ' + KEY, False):
+            with client(None, base_url='http://127.0.0.1:9/v1', handlers=[Leaky()]) as asker:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    ask(asker)
+            remember(caught.exception)
+            self.assertEqual(caught.exception.__cause__ is not None, is_chained)
+            self.assertSays(caught.exception, 'no route')
+
 
 class SizeTest(TestCase):
 
@@ -6392,6 +6466,20 @@ class ProxyTest(LoopbackTestCase):
                 self.assertSays(asked.result, 403)
                 self.assertNotIn('proxy-authorization', asked.requests[0].headers)
 
+    def test_the_parts_of_a_proxys_url(self):
+        for proxy, parts in (
+                ('http://proxy:3128', ('http', 'proxy', 3128, None)),
+                ('proxy:3128', ('http', 'proxy', 3128, None)),
+                ('http://me:p%23w@proxy', ('http', 'proxy', None, 'p%23w')),
+                ('socks5://proxy:1080', ('socks5', 'proxy', 1080, None)),
+                ('http://me:p#w@proxy:3128', None), ('http://me:p/w@proxy:3128', None),
+                ('http://me:p?w@proxy:3128', None), ('http://', None), ('http://:3128', None),
+                ('http://proxy:0', None), ('http://proxy:99999', None), ('http://\ud800', None)):
+            with self.subTest(ascii(proxy)):
+                found = streamlite._split_proxy(proxy)
+                self.assertEqual(found and (found.scheme, found.hostname, found.port,
+                                            found.password), parts)
+
 
 # Made for these tests, for "localhost" and "api.example.test", until 2120.
 # The key protects nothing.
@@ -6510,6 +6598,11 @@ class TLSTest(TestCase):
                 with self.assertRaises(streamlite.OpenAIError) as caught:
                     ask(self.tls(trusted=False)[1])
                 self.assertSays(caught.exception, 'CA certificates in ' + garbage)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in 'SSL_CERT_DIR', 'REQUESTS_CA_BUNDLE':
+                with mock.patch.dict(os.environ, {name: folder}):
+                    _, asker = self.tls(trusted=False)
+                    self.assertSays(self.assertBroken(asker, ''), 'is not trusted')
 
     def test_a_key_log_is_not_written(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -6868,6 +6961,12 @@ class CallTest(ClockTestCase):
             self.assertTrue(connection.ended)
             self.assertIsInstance(connection.fault, OSError)
 
+    def test_a_lost_connection_says_why(self):
+        for fault, word in ((ConnectionResetError('by peer'), 'by peer'),
+                            (ConnectionResetError(), 'ConnectionResetError')):
+            self.assertSays(streamlite._lost_connection(fault, self.call()), word, 'was lost')
+        self.assertSays(streamlite._lost_connection(OSError('x'), self.call(), 7), 'after 7 chunks')
+
 
 BASIC = 'Basic ' + base64.b64encode(b'user:pass-word').decode()
 
@@ -6974,6 +7073,9 @@ class SecretTableTest(TestCase):
                 secrets.add_header('Authorization', value)
                 self.assertNotIn(value, secrets.hide('sent: %s.' % value).split('sent: ')[1])
                 self.assertEqual(secrets.hide('a word'), 'a word')
+        secrets = streamlite._Secrets()
+        secrets.add_header('Authorization', 'Token ' + base64.b64encode(b'me:word').decode())
+        self.assertEqual(secrets.hide('a word'), 'a word', 'it is no Basic')
 
 
 def tail_of(*pieces):
@@ -8288,6 +8390,28 @@ class StreamTest(TestCase):
                 next(stream)
                 self.assertGreaterEqual(stream.time_to_first_token, 0)
 
+    def test_a_stream_that_failed_fails_alike_when_it_is_used_again(self):
+        with served(cut(WAITING)) as (server, asker), ask(asker) as stream:
+            said = []
+            for use in stream.collect, stream.collect, lambda: next(stream), stream.collect:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    use()
+                said.append(str(caught.exception))
+                self.assertEqual(text_of(caught.exception.partial), 'Hello ')
+            self.assertEqual(said, said[:1] * 4)
+            self.assertEqual(len(server.requests), 1)
+
+    def test_the_close_of_a_stream_is_logged_once(self):
+        with served(stall(WAITING)) as (_, asker):
+            stream = ask(asker)
+            next(stream)
+            stream.close()
+            stream.close()
+        told = [said for said in SAID if 'ended: ' in said]
+        self.assertEqual(len(told), 1)
+        self.assertIn('1 events', told[0])
+        self.assertIn('ended: closed', told[0])
+
 
 class RelayTest(AsyncTestCase):
 
@@ -8538,6 +8662,12 @@ class RequestTest(TestCase):
         self.assertFalse(streamlite.NOT_GIVEN)
         self.assertEqual(repr(streamlite.NOT_GIVEN), 'NOT_GIVEN')
 
+    def test_messages_may_come_from_an_iterator(self):
+        with served(error_reply(503, AGAIN), stream_reply(HELLO), max_retries=1) as (server, asker):
+            self.assertText(ask(asker, messages=iter(chat('one') + chat('two'))), 'Hello world')
+            for request in server.requests:
+                self.assertEqual(request.json['messages'], chat('one') + chat('two'))
+
 
 class SettingsTest(TestCase):
     """What a client was given stays with it, and goes nowhere else."""
@@ -8738,7 +8868,7 @@ class BadInputTest(TestCase):
 
         for timeout in Connect(), Read(), (1, 2, 3), 'soon':
             with self.subTest(timeout):
-                self.assertRefused({'timeout': timeout}, {}, 'timeout')
+                self.assertRefused({'timeout': timeout}, {}, 'timeout', repr(timeout)[:20])
 
     def test_an_argument_that_no_client_has(self):
         for kind in streamlite.OpenAI, streamlite.AsyncOpenAI, streamlite.AzureOpenAI:
@@ -8750,6 +8880,10 @@ class BadInputTest(TestCase):
     def test_a_handler_that_is_none(self):
         for handlers in [7], [object()], 7:
             self.assertRefused({'handlers': handlers}, {}, 'handlers must be', 'urllib.request')
+
+    def test_a_model_that_is_none(self):
+        for model in '', None, 7, []:
+            self.assertRefused({}, {'model': model}, 'model')
 
     def test_a_header_whose_value_is_no_text(self):
         for value in 7, b'x', ['x']:
@@ -8838,7 +8972,12 @@ class BadInputTest(TestCase):
             with client(None, base_url='http://no.example.test/v1') as asker:
                 with self.assertRaises(streamlite.APIConnectionError) as caught:
                     ask(asker)
-        self.assertSays(caught.exception, 'no.example.test')
+                self.assertSays(caught.exception, 'the host no.example.test is not known')
+            os.environ['http_proxy'] = 'http://proxy.test:3128'
+            with client(None, base_url='http://no.example.test/v1') as asker:
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    ask(asker)
+                self.assertSays(caught.exception, 'the host proxy.test:3128 is not known')
 
     def test_what_cannot_be_meant_is_an_error_that_names_the_argument(self):
         huge = 10 ** 400
@@ -9009,7 +9148,8 @@ class ClientTest(TestCase):
 
 
     def test_what_is_no_list_of_models_is_an_error(self):
-        for body in b'<html>hello</html>', b'{', b'[]', b'{}', b'{"data": {}}', b'7', b'':
+        deep = b'{"id": "one", "data": [%s%s]}' % (b'[' * 100, b']' * 100)
+        for body in b'<html>hello</html>', b'{', b'[]', b'{}', b'{"data": {}}', b'7', b'', deep:
             with self.subTest(body), served(reply(200, {}, body)) as (server, asker):
                 for work in asker.models.list, lambda: asker.models.retrieve('one'):
                     with self.assertRaises(streamlite.APIResponseValidationError) as caught:
@@ -10486,6 +10626,19 @@ class AsyncEndTest(AsyncTestCase):
                         holes += 1
         self.assertGreater(holes, 50)
 
+    def test_a_stream_has_the_close_of_asynchronous_generators_too(self):
+        script, gone = watched()
+
+        async def main(server):
+            async with async_client(server) as asker:
+                stream = await ask(asker)
+                await stream.__anext__()
+                await stream.aclose()
+                await self.until(gone.is_set)
+
+        with Server(script) as server:
+            self.run_async(main(server))
+
 
 # --------------------------------------------------------------------------------------------------
 # Demo server: a server to try things with
@@ -10670,6 +10823,15 @@ class DemoServerTest(TestCase):
     def test_one_of_its_models_can_be_asked_for(self):
         self.assertEqual(self.client.models.retrieve('demo-error').id, 'demo-error')
         self.assertRaises(streamlite.NotFoundError, self.client.models.retrieve, 'nothing')
+
+    def test_a_stream_ends_with_done(self):
+        port = int(self.server.base_url.split(':')[2].split('/')[0])
+        with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port)) as asker:
+            asker.request('POST', '/v1/chat/completions', json.dumps(
+                {'model': 'demo', 'messages': chat('hi'), 'stream': True}))
+            events = decode(asker.getresponse().read())
+        self.assertEqual([event.data for event in events].index('[DONE]'), len(events) - 1)
+        self.assertGreater(len(events), 10)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -10859,6 +11021,11 @@ class CommandTest(CommandTestCase):
         text, called = run_main('hi').out.splitlines()
         self.assertEqual((text, json.loads(called)['id']), ('Let me see', 'a'))
 
+    def test_of_several_answers_the_first_is_shown(self):
+        self.serve(stream_reply(sse(delta('one'), delta('two', index=1), STOP,
+                                    delta(finish_reason='length', index=1))))
+        self.assertEqual(run_main('hi', '-o', 'n=2'), Ran(0, 'one\n', ''))
+
     def test_who_has_read_enough_of_a_pipe_is_known_by_its_error(self):
         for system, error, is_closed in (
                 ('posix', BrokenPipeError(), True), ('posix', OSError(errno.EINVAL, ''), False),
@@ -10976,6 +11143,7 @@ class CommandTest(CommandTestCase):
                                 (['-o', 'x'], 'KEY=VALUE'),
                                 (['-o', '=x'], 'KEY=VALUE'),
                                 (['-H', 'X-Key'], 'NAME=ENVVAR'),
+                                (['-H', 'X Key=OPENAI_MODEL', 'hi'], 'X Key'),
                                 (['-o', 'x=@/no/such'], '/no/such'),
                                 (['--timeout', 'soon'], 'soon'),
                                 (['--key-env', 'NO_SUCH_NAME'], 'NO_SUCH_NAME'),
