@@ -21,7 +21,7 @@ has so much to do that anything else would take minutes.
 The stages of a reply do no I/O, and are tested by tables of bytes or values in and values out; a
 `Wire` stands for their connection.
 
-Where no test is named, `python3 test_streamlite.py` shares the classes between three processes and
+Where no test is named, `python3 test_streamlite.py` shares the classes between four processes and
 gives one report. `python3 -m unittest` runs all of them in one.
 """
 import ast
@@ -1130,7 +1130,7 @@ class ProgramTestCase(TestCase):
 
 
 # How many processes share the tests: most of their time is waiting.
-PROCESSES = 3
+PROCESSES = 4
 
 # The first argument of a process that runs some of the tests for another one.
 OTHER_PROCESS = '--for-another-process'
@@ -2245,7 +2245,7 @@ class PayloadTest(ReplyTestCase):
         for name, before, after in (('JSON lines', '', '\n'), ('one to a line', 'data: ', '\n'),
                                     ('glued', '', '')):
             def work():
-                body = framed(*[line] * 10000, before=before, after=after)
+                body = framed(*[line] * 8000, before=before, after=after)
                 with mock.patch.object(streamlite, 'MAX_EVENT', 1 << 30):
                     payloads = collections.deque(streamlite._payloads(iter([body]), str), 1)
                 self.assertTrue(payloads)
@@ -3533,7 +3533,7 @@ class VerdictTest(ReplyTestCase):
             found = streamlite._answer(payloads, streamlite._Asked(), Clock())
             self.assertEqual(len(list(found)), 2 * count + 2)
 
-        count = 60000
+        count = 40000
         self.assertLinear(work)
 
 
@@ -4533,10 +4533,10 @@ class AccumulatorTest(ReplyTestCase):
 
             def work():
                 accumulator = streamlite.Accumulator()
-                for _ in range(30000):
+                for _ in range(20000):
                     accumulator.add(chunk)
                 text = accumulator.completion.to_json()
-                self.assertEqual(text.count('xy'), 30000 * 300)
+                self.assertEqual(text.count('xy'), 20000 * 300)
 
             with self.subTest(name):
                 self.assertLinear(work)
@@ -8182,7 +8182,7 @@ class StreamTest(TestCase):
             raise Interrupt
 
         # At so many calls behind the first one comes the second, and of so many lines one is tried.
-        errors, steps = 0, {1: 2, 2: 6, 3: 6, 6: 12, 11: 12}
+        errors, steps = 0, {1: 3, 2: 12, 3: 12, 6: 24, 11: 24}
         for read, second in itertools.product((self.read, self.read_texts), steps):
             for first in itertools.count(1, steps[second]):
                 stream, texts = stream_of(*self.READS), []
@@ -10601,7 +10601,7 @@ class AsyncEndTest(AsyncTestCase):
 
         holes = 0
         for read in text_of_next, next_text:
-            for first in itertools.count(1):
+            for first in itertools.count(1, 3):
                 stream = stream_of(*StreamTest.READS, kind=streamlite.AsyncStream)
                 stream._begin(stream._send(''))
                 texts = []
