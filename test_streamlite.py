@@ -4586,12 +4586,11 @@ class AccumulatorTest(ReplyTestCase):
         self.assertEqual([one.function.name for one in made], ['f'])
 
     def test_a_chunk_that_was_made_by_hand_needs_no_delta(self):
-        accumulator = streamlite.Accumulator()
-        for one in (delta('Hi'), None), (None, 'stop'):
-            chunk = streamlite._Door().chunk(delta('Hi'))
-            chunk.choices[0].delta = chunk.choices[0].delta if one[0] else None
-            chunk.choices[0].finish_reason = one[1]
-            accumulator.add(chunk)
+        accumulator, door = streamlite.Accumulator(), streamlite._Door()
+        accumulator.add(door.chunk(delta('Hi')))
+        bare = door.chunk(delta(finish_reason='stop'))
+        bare.choices[0].delta = None
+        accumulator.add(bare)
         self.assertText(accumulator.completion, 'Hi')
 
 
