@@ -3698,6 +3698,10 @@ class Stream(_BaseStream[_Item], _Closing):
 
     def _next(self) -> Optional[ChatCompletionChunk]:
         """The next chunk; None at the end of a whole answer."""
+        if self._state is _FAILED and self._attempt is None:
+            # The lock is not asked for: an interrupt at the end of a `with` block may have left it
+            # locked, up to Python 3.9.
+            self._is_over()
         with self._reading:
             if self._attempt is not None and not self._at_rest:
                 self._interrupt()
@@ -4784,6 +4788,8 @@ class AsyncStream(_BaseStream[_Item], _AsyncClosing):
     async def _next(self) -> Optional[ChatCompletionChunk]:
         """As `Stream._next`."""
         import asyncio
+        if self._state is _FAILED and self._attempt is None:
+            self._is_over()
         if not self._reading.acquire(False):
             raise _Busy("another task reads this stream already")
         try:

@@ -8411,6 +8411,31 @@ class StreamTest(TestCase):
         self.assertIn('1 events', told[0])
         self.assertIn('ended: closed', told[0])
 
+    def test_a_lock_that_an_interrupt_left_locked_holds_up_nobody(self):
+        class Leaky:
+            """Python 3.6 to 3.9 may leave a lock like this, if a signal comes as a block ends."""
+
+            def __enter__(self):
+                lock.acquire()
+
+            def __exit__(self, *exc_info):
+                raise Interrupt
+
+            def acquire(self, blocking):
+                return lock.acquire(blocking)
+
+        def work():
+            for use in next, streamlite.Stream.collect, list, lambda stream: list(stream.text()):
+                self.assertRaises(streamlite.APIConnectionError, use, stream)
+            stream.close()
+
+        for use in next, streamlite.Stream.collect, lambda stream: next(stream.text()):
+            stream, lock = stream_of(*self.READS), threading.Lock()
+            stream._reading = Leaky()
+            self.assertRaises(Interrupt, use, stream)
+            self.assertTrue(lock.locked())
+            in_time(self, work)
+
 
 class RelayTest(AsyncTestCase):
 
