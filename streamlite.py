@@ -2583,7 +2583,7 @@ def _is_kept(headers: Any, version: str) -> bool:
     """Whether the server keeps the connection, and we may."""
     if "transfer-encoding" in headers and "content-length" in headers:
         return False  # This may be an attempt to smuggle a reply (RFC 9112, section 6.3).
-    connection = str(headers.get("connection") or "").lower()
+    connection = str(headers.get("connection", "")).lower()
     if version == "0":
         return "keep-alive" in connection
     return "close" not in connection
@@ -3346,7 +3346,7 @@ def _retry_wait(error: APIError, attempts: int, max_retries: float,
 def _retry_after(headers: Any) -> Optional[float]:
     """Seconds that a server asks to wait, told in milliseconds, seconds, or as an HTTP date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = str(headers.get(name) or "").strip()
+        value = str(headers.get(name, "")).strip()
         if re.match(r"[0-9]{1,12}(\.[0-9]*)?$", value):
             return float(value) * unit
     from email.utils import mktime_tz, parsedate_tz

@@ -1504,6 +1504,11 @@ class ErrorBodyTest(ReplyTestCase):
         error = {'message': 'Provider returned error', 'metadata': {'raw': 'context too long'}}
         error = self.error_of_answer(reply(400, {}, {'error': error}), streamlite.BadRequestError)
         self.assertSays(error, 'Provider returned error: context too long')
+        for raw in 7, {'a': 7}, None:
+            error = {'message': 'Provider returned error', 'metadata': {'raw': raw}}
+            error = self.error_of_answer(reply(400, {}, {'error': error}),
+                                         streamlite.BadRequestError)
+            self.assertNotIn('error: ', str(error))
 
     def test_a_status_without_a_reason_has_the_usual_one(self):
         answer = b'HTTP/1.1 404\r\nContent-Length: 0\r\n\r\n'
@@ -2305,6 +2310,16 @@ class PayloadTest(ReplyTestCase):
                 with self.subTest(name):
                     self.answer = stream_reply(sse(body % vendor))
                     self.assertTrue(below(600 - depth, lambda: use(ask(self.client))))
+
+    def test_a_list_is_an_error_of_the_servers_only_where_it_says_so(self):
+        said = {'error': {'message': 'quota', 'code': 429}}
+        for body, kind in (([said], streamlite.APIError),
+                           ([{'x': 1}], streamlite.APIResponseValidationError),
+                           ([], streamlite.APIResponseValidationError),
+                           (['error'], streamlite.APIResponseValidationError)):
+            with self.subTest(body):
+                error = self.error_of_answer(reply(200, {}, body), kind)
+                self.assertEqual('quota' in str(error), body == [said])
 
 
 Read = collections.namedtuple('Read', 'payloads error looks')
@@ -4585,13 +4600,15 @@ class AccumulatorTest(ReplyTestCase):
         made = so_far.completion.choices[0].message.tool_calls
         self.assertEqual([one.function.name for one in made], ['f'])
 
-    def test_a_chunk_that_was_made_by_hand_needs_no_delta(self):
+    def test_a_chunk_that_was_made_by_hand_needs_neither_delta_nor_index(self):
         accumulator, door = streamlite.Accumulator(), streamlite._Door()
         accumulator.add(door.chunk(delta('Hi')))
-        bare = door.chunk(delta(finish_reason='stop'))
-        bare.choices[0].delta = None
-        accumulator.add(bare)
+        for value in None, 7, {'content': 'no'}:
+            bare = door.chunk(delta(finish_reason='stop'))
+            bare.choices[0].delta, bare.choices[0].index = value, None
+            accumulator.add(bare)
         self.assertText(accumulator.completion, 'Hi')
+        self.assertEqual(accumulator.completion.choices[0].index, 0)
 
 
 class GarbageTest(ReplyTestCase):
@@ -6963,7 +6980,9 @@ class CallTest(ClockTestCase):
     def test_a_lost_connection_says_why(self):
         for fault, word in ((ConnectionResetError('by peer'), 'by peer'),
                             (ConnectionResetError(), 'ConnectionResetError')):
-            self.assertSays(streamlite._lost_connection(fault, self.call()), word, 'was lost')
+            error = streamlite._lost_connection(fault, self.call())
+            self.assertSays(error, word, 'was lost')
+            self.assertNotIn('after', str(error))
         self.assertSays(streamlite._lost_connection(OSError('x'), self.call(), 7), 'after 7 chunks')
 
 
@@ -8382,12 +8401,17 @@ class StreamTest(TestCase):
             self.assertLogged('DEBUG', '2 events', 'ended: interrupted')
 
     def test_no_time_to_a_first_token_before_there_is_one(self):
-        with served(stream_reply(sse(delta(role='assistant'), delta('Hi'), STOP))) as (_, asker):
+        answer = stream_reply(sse(delta(role='assistant'), delta('Hi'), delta('Ho'), STOP))
+        with served(answer) as (_, asker):
             with ask(asker) as stream:
                 next(stream)
                 self.assertIsNone(stream.time_to_first_token)
                 next(stream)
-                self.assertGreaterEqual(stream.time_to_first_token, 0)
+                first, now = stream.time_to_first_token, time.monotonic
+                self.assertGreaterEqual(first, 0)
+                with mock.patch('time.monotonic', lambda: now() + 1):
+                    next(stream)
+                self.assertEqual(stream.time_to_first_token, first)
 
     def test_a_stream_that_failed_fails_alike_when_it_is_used_again(self):
         with served(cut(WAITING)) as (server, asker), ask(asker) as stream:
@@ -8570,6 +8594,16 @@ class RelayTest(AsyncTestCase):
                 if error is own:
                     self.assertSays(told['message'], own['message'])
                     self.assertEqual((told['type'], told['code']), ('overloaded', 'busy'))
+
+    def test_a_relay_that_is_broken_off_ends_the_connection(self):
+        script, gone = watched()
+        with served(script) as (_, asker):
+            stream = ask(asker)
+            events = stream.sse()
+            next(events)
+            events.close()
+            self.assertTrue(gone.wait(PROMPT))
+            self.assertRaises(streamlite.OpenAIError, next, stream)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9183,6 +9217,7 @@ class ClientTest(TestCase):
             with self.assertRaises(streamlite.APIError) as caught:
                 asker.models.list()
             self.assertSays(caught.exception, 'no such thing')
+            self.assertNotIn('base_url', str(caught.exception))
 
 
 class AzureTestCase(AsyncTestCase):
@@ -10115,6 +10150,28 @@ class AsyncClientTest(AsyncTestCase):
         with Server() as server, self.assertPrompt():
             self.run_async(main(server))
             self.assertEqual(server.connections, 0)
+
+    def test_every_field_of_the_request_is_sent_as_by_the_synchronous_client(self):
+        fields = {'temperature': 0.5, 'top_p': 0.9, 'max_tokens': 7, 'n': 2, 'stop': ['x'],
+                  'tools': [WEATHER], 'tool_choice': 'auto', 'seed': 3,
+                  'response_format': {'type': 'json_object'},
+                  'stream_options': {'include_usage': True}, 'extra_body': {'vendor': 1},
+                  'extra_headers': {'X-Mine': '1'}, 'extra_query': {'v': '2'}}
+
+        async def main(server):
+            async with async_client(server) as asker, await ask(asker, **fields):
+                pass
+
+        with served(stream_reply(HELLO)) as (server, asker):
+            ask(asker, **fields).close()
+            self.run_async(main(server))
+            one, other = server.requests
+            self.assertEqual(one.json, other.json)
+            self.assertEqual(one.json['temperature'], 0.5)
+            self.assertEqual(set(fields) - set(one.json),
+                             {'extra_body', 'extra_headers', 'extra_query'})
+            self.assertEqual((one.path, other.path), (PATH + '?v=2',) * 2)
+            self.assertEqual(other.headers['x-mine'], '1')
 
 
 class AsyncAzureTest(AzureTestCase):
