@@ -5151,7 +5151,9 @@ class DemoServer(_Closing):
             _shut(connection)
             if os.name == "nt":
                 # There a shutdown wakes nobody, but the end of the handle does.
-                socket.socket(fileno=connection.detach()).close()
+                handle = connection.detach()
+                if handle >= 0:  # Else its thread has just closed it.
+                    socket.socket(fileno=handle).close()
         end = time.monotonic() + 1.0
         for thread, _ in left:
             thread.join(max(0.0, end - time.monotonic()))
