@@ -1288,7 +1288,6 @@ class ErrorTest(TestCase):
             with self.subTest(text):
                 self.assertEqual(streamlite._excerpt(text, length), shown)
 
-
     def test_an_integer_of_more_digits_than_python_converts_is_refused_on_every_python(self):
         self.assertEqual(streamlite._parse_int('9' * 4300), 10 ** 4300 - 1)
         self.assertRaises(ValueError, streamlite._parse_int, '9' * 4301)
@@ -6720,8 +6719,7 @@ class TLSTest(TestCase):
                 ('Basic Constraints of CA cert not marked critical', 'VERIFY_X509_STRICT'),
                 ('unable to get local issuer certificate', 'SSL_CERT_FILE'),
                 ('self signed certificate in certificate chain', 'SSL_CERT_FILE')):
-            told = getattr(
-                ssl, 'SSLCertVerificationError', ssl.CertificateError)
+            told = getattr(ssl, 'SSLCertVerificationError', ssl.CertificateError)
             fault = told('[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: %s' % reason)
             # The server, which has no part in it, speaks no TLS.
             with self.subTest(reason), Server() as server, mock.patch.object(
