@@ -10730,6 +10730,10 @@ WEATHER = {'type': 'function', 'function': {
         'properties': {'location': {'type': 'string'}}}}}
 
 
+def port_of(demo):
+    return urllib.parse.urlsplit(demo.base_url).port
+
+
 class DemoServerTest(TestCase):
 
     def setUp(self):
@@ -10866,7 +10870,7 @@ class DemoServerTest(TestCase):
     def test_it_keeps_connections_and_its_port_can_be_taken_again(self):
         def is_taken_again():
             with streamlite.DemoServer(delay=0) as demo:
-                port = int(demo.base_url.split(':')[2].split('/')[0])
+                port = port_of(demo)
                 with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port)) as asker:
                     for _ in range(2):
                         asker.request('GET', '/v1/models')
@@ -10887,7 +10891,7 @@ class DemoServerTest(TestCase):
 
     @unittest.skipIf(os.name == 'nt', 'a reset may come as an end there')
     def test_a_client_that_breaks_off_in_its_request_is_noted_and_does_no_harm(self):
-        port = int(self.server.base_url.split(':')[2].split('/')[0])
+        port = port_of(self.server)
         with socket.create_connection(('127.0.0.1', port)) as sock:
             sock.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 9\r\n'
                          b'Expect: 100-continue\r\n\r\n')
@@ -10908,7 +10912,7 @@ class DemoServerTest(TestCase):
         self.assertRaises(streamlite.NotFoundError, self.client.models.retrieve, 'nothing')
 
     def test_a_stream_ends_with_done(self):
-        port = int(self.server.base_url.split(':')[2].split('/')[0])
+        port = port_of(self.server)
         with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port)) as asker:
             asker.request('POST', '/v1/chat/completions', json.dumps(
                 {'model': 'demo', 'messages': chat('hi'), 'stream': True}))
