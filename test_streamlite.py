@@ -9708,26 +9708,30 @@ class AsyncClientTest(AsyncTestCase):
             with self.assertPrompt():
                 self.run_async(in_each_phase(head, body, pause))
 
+    async def _turns(self, reading, note):
+        """What a coroutine returns, and what was noted at each turn of the loop meanwhile."""
+        turns = []
+
+        async def other():
+            while True:
+                turns.append(note())
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        result = await reading
+        task.cancel()
+        return result, turns
+
     def test_a_server_faster_than_its_reader_leaves_the_loop_to_others(self):
         async def main(server):
-            turns = []
-
-            async def other():
-                while True:
-                    turns.append(len(turns))
-                    await asyncio.sleep(0)
-
-            task = asyncio.ensure_future(other())
             async with async_client(server) as asker:
-                text = await gather_text(await ask(asker))
-            task.cancel()
-            return len(text), len(turns)
+                return await gather_text(await ask(asker))
 
         body = sse(*[delta('x' * 50)] * 5000 + [STOP])
         with Server(stream_reply(body)) as server:
-            length, turns = self.run_async(main(server))
-        self.assertEqual(length, 250000)
-        self.assertGreater(turns, 10)
+            text, turns = self.run_async(self._turns(main(server), bool))
+        self.assertEqual(len(text), 250000)
+        self.assertGreater(len(turns), 10)
 
     def test_a_body_that_comes_to_nothing_leaves_the_loop_to_others(self):
         nothing = b'\x00\x00\x00\xff\xff' * 4000  # blocks of deflate that hold no byte
@@ -10102,26 +10106,19 @@ class AsyncClientTest(AsyncTestCase):
                 self.assertTrue(error is own or error.__cause__ is own, repr(error))
 
     def test_an_event_of_many_chunks_leaves_the_loop_to_others(self):
+        chunks = []
+
         async def main(server):
-            turns = []
-
-            async def other():
-                while True:
-                    turns.append(len(chunks))
-                    await asyncio.sleep(0)
-
-            chunks, task = [], asyncio.ensure_future(other())
             async with async_client(server) as asker, await ask(asker) as stream:
                 async for chunk in stream:
                     chunks.append(chunk)
                     if len(chunks) == 2000:
                         break
-            task.cancel()
-            # Turns between the first chunk and the last, where nothing is read.
-            return len({turn for turn in turns if 0 < turn < 2000})
 
         with Server(BURST) as server, mock.patch.object(streamlite, 'MAX_TURN', 100):
-            self.assertGreaterEqual(self.run_async(main(server)), 15)
+            _, turns = self.run_async(self._turns(main(server), lambda: len(chunks)))
+        # Turns between the first chunk and the last, where nothing is read.
+        self.assertGreaterEqual(len({turn for turn in turns if 0 < turn < 2000}), 15)
 
     def test_a_list_of_models_that_is_lost_is_asked_for_again(self):
         async def main(server):
