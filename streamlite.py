@@ -440,7 +440,7 @@ def _with_details(words: str, body: Dict[str, Any]) -> str:
 def _with_code(words: str, body: Any) -> str:
     """Add the server's code where its words do not hold it: programs look for it in them."""
     code = body.get("code") if isinstance(body, dict) else None
-    if isinstance(code, str) and code and code not in words:
+    if isinstance(code, str) and code not in words:
         return "%s (code: %s)" % (words, code)
     return words
 
@@ -2766,7 +2766,7 @@ class _Handler(urllib.request.BaseHandler):
                 allowed = 0.1 + 2 * connection.round_trip
                 since = connection.sent_at
                 was_late = since is not None and time.monotonic() - since > allowed
-                if was_late or connection.received > received or call.cancelled:
+                if was_late or connection.received > received:
                     raise
         return self._exchange(self._connect(request, route), request)
 
@@ -2916,8 +2916,7 @@ class _ProxyHandler(urllib.request.ProxyHandler):
         has_settings = urllib.request.getproxies is not urllib.request.getproxies_environment
         if has_settings and not proxies:
             proxies = urllib.request.getproxies()
-            if proxies:
-                self._source = "the %s proxy of the system's settings"
+            self._source = "the %s proxy of the system's settings"
             if os.name == "nt":
                 proxies = _windows_proxies(proxies)
         self._no_proxy = proxies.get("no")

@@ -1284,9 +1284,14 @@ class ErrorTest(TestCase):
 
     def test_an_excerpt_is_on_one_line_and_marks_its_cut(self):
         for text, length, shown in (('a\r\n\tb \x1b  c\n', 200, 'a b c'), ('abc', 3, 'abc'),
-                                    ('abcd', 3, 'abc...'), (' ' * 50 + 'a', 20, 'a'), ('', 3, '')):
+                                    ('abcd', 3, 'abc...'), (' ' * 50 + 'a', 20, 'a'), ('', 3, ''),
+                                    (' ' * 80 + 'a', 20, '')):  # far behind nobody looks
             with self.subTest(text):
                 self.assertEqual(streamlite._excerpt(text, length), shown)
+
+    def test_an_excerpt_has_two_hundred_letters_unless_told_otherwise(self):
+        self.assertEqual(streamlite._excerpt('x' * 201), 'x' * 200 + '...')
+        self.assertEqual(streamlite._excerpt('x' * 200), 'x' * 200)
 
     def test_an_integer_of_more_digits_than_python_converts_is_refused_on_every_python(self):
         self.assertEqual(streamlite._parse_int('9' * 4300), 10 ** 4300 - 1)
@@ -1969,6 +1974,22 @@ class ServerSentEventTest(TestCase):
                     stream = (b': ' + b'x' * 400 + b'\n' + small) * 10
                     self.assertEqual(len(
                         decode(*[stream[at:at + size] for at in range(0, len(stream), size)])), 10)
+
+    def test_a_line_or_event_of_just_the_limit_is_none_of_that(self):
+        with mock.patch.object(streamlite, 'MAX_EVENT', 1000):
+            for size in 1, 999, 2000:
+                for length, is_refused in (1000, False), (1001, True):
+                    line = b':' + b'x' * (length - 1)
+                    for stream in [line] if size < 1000 else [b'data: %s\n\n' % (b'x' * length)]:
+                        with self.subTest(stream[:6], size=size, length=length):
+                            decoder = streamlite.SSEDecoder()
+                            try:
+                                for at in range(0, len(stream), size):
+                                    decoder.feed(stream[at:at + size])
+                                refused = False
+                            except streamlite.APIResponseValidationError:
+                                refused = True
+                            self.assertEqual(refused, is_refused)
 
     def test_every_line_of_an_event_counts_towards_its_size(self):
         first, line = b'data: first\n\n', b'data: ' + b'x' * 3000 + b'\n'
@@ -4996,7 +5017,8 @@ class FramingStageTest(TestCase):
 
     def test_a_line_as_long_as_is_allowed_is_none_of_that(self):
         for name, encoded in (
-                ('an extension', b'5;' + b'x' * 16000 + b'\r\nHello\r\n0\r\n\r\n'),
+                ('an extension', b'5;' + b'x' * (streamlite.MAX_CHUNK_LINE - 5)
+                 + b'\r\nHello\r\n0\r\n\r\n'),
                 ('zeros', b'0' * 16 + b'5\r\nHello\r\n' + b'0' * 16 + b'\r\n\r\n'),
                 ('a trailer', b'5\r\nHello\r\n0\r\nX: ' + b'x' * 262000 + b'\r\n\r\n')):
             for size in 1 if len(encoded) < 20000 else 1000, 1 << 20:
@@ -5124,6 +5146,16 @@ class CodingStageTest(TestCase):
             drained = inflate([packed(noise)])
             self.assertIs(type(drained.error), streamlite._BrokenReply)
             self.assertLess(len(b''.join(drained.pieces)), 50001)
+
+    def test_what_grows_in_proportion_passes_whatever_its_size(self):
+        text = b''.join(b'data: {"number": %d}\n\n' % number for number in range(200000))
+        encoded = packed(text)
+        self.assertGreater(len(text), 4 << 20)
+        for size in 1024, len(encoded):
+            reads = [encoded[at:at + size] for at in range(0, len(encoded), size)]
+            drained = inflate(reads)
+            self.assertIsNone(drained.error)
+            self.assertEqual(b''.join(drained.pieces), text)
 
     def test_nothing_at_all_is_two_bytes_in_raw_deflate(self):
         for reads in [packed(b'', -15)], [b'\x03', b'\0']:
@@ -6127,6 +6159,24 @@ class ConnectionTest(TestCase):
                 self.assertText(ask(asker), 'Hello world')
             self.assertEqual([request.connection for request in server.requests], [1, 2])
 
+    def test_the_connection_that_brought_a_list_serves_the_next_request(self):
+        with served(reply(200, {}, MODELS), stream_reply(HELLO)) as (server, asker):
+            asker.models.list()
+            self.assertText(ask(asker), 'Hello world')
+            self.assertEqual((len(server.requests), server.connections), (2, 1))
+        self.assertLogged('DEBUG', '/models', 'ended: whole')
+
+    def test_a_list_that_never_ends_is_cut_at_the_limit(self):
+        def script(peer):
+            peer.send(CHUNKED_HEAD)
+            with contextlib.suppress(OSError):
+                while True:
+                    peer.send(chunked(b'{"data": [' + b' ' * 5000, last=False))
+
+        with mock.patch.object(streamlite, 'MAX_EVENT', 100000), self.assertPrompt():
+            with served(script) as (_, asker):
+                self.assertRaises(streamlite.APIResponseValidationError, asker.models.list)
+
 
 class RedirectTest(TestCase):
 
@@ -6403,6 +6453,14 @@ class ProxyTest(LoopbackTestCase):
         self.assertTrue(second.headers['proxy-authorization'].startswith('Digest username="user"'))
         self.assertEqual((second.method, second.path, second.body),
                          (first.method, first.path, first.body))
+
+    def test_a_proxy_handler_of_the_caller_s_is_the_only_one(self):
+        with dead_port() as port:
+            os.environ['http_proxy'] = 'http://127.0.0.1:%d' % port
+            with Server() as proxy:
+                mine = urllib.request.ProxyHandler({'http': 'http://127.0.0.1:%d' % proxy.port})
+                result = outcome_of(proxy, base_url='http://api.example.test/v1', handlers=[mine])
+        self.assertEqual(result.result, 'Hello world')
 
     def test_a_proxy_url_that_is_none_shows_no_password(self):
         for wrong in ('http://user:%s#1@127.0.0.1:1', 'http://user:%s/1@127.0.0.1:1',
@@ -8590,9 +8648,19 @@ class RelayTest(AsyncTestCase):
                 told = json.loads(last.data)['error']
                 for value in told.values():
                     self.assertTrue(value is None or str(value).isprintable(), value)
+                if name == 'message':
+                    self.assertEqual(len(told['message']), 1000 + len('...'))
                 if error is own:
                     self.assertSays(told['message'], own['message'])
                     self.assertEqual((told['type'], told['code']), ('overloaded', 'busy'))
+
+    def test_an_error_for_a_browser_has_a_code_only_if_there_is_one(self):
+        for given, expected in (('busy', 'busy'), (7, 7), (0, 0), (None, None), ('', None)):
+            with self.subTest(given):
+                error = {'message': 'm', 'code': given}
+                with served(stream_reply(HELLO_CUT + sse({'error': error}))) as (_, asker):
+                    *_, last = decode(b''.join(ask(asker).sse()))
+                self.assertEqual(json.loads(last.data)['error']['code'], expected)
 
     def test_a_relay_that_is_broken_off_ends_the_connection(self):
         script, gone = watched()
@@ -8679,6 +8747,7 @@ class RequestTest(TestCase):
             self.assertEqual([model.id for model in asker.models.list()], ['one', 'two'])
             self.assertEqual((server.requests[0].method, server.requests[0].path),
                              ('GET', '/v1/models'))
+            self.assertNotIn('content-type', server.requests[0].headers)
 
     def test_the_framing_of_a_request_is_ours_alone(self):
         theirs = {'Content-Length': '0', 'content-LENGTH': '5', 'Transfer-Encoding': 'chunked',
@@ -9451,6 +9520,13 @@ class AzureTest(AzureTestCase):
                     self.assertSays(caught.exception, name)
             self.assertEqual(server.requests, [])
 
+    def test_its_version_can_be_assigned(self):
+        with Server() as server, self.azure(server, api_key=KEY) as asker:
+            self.assertEqual(asker.api_version, '2024-10-21')
+            asker.api_version = '2'
+            self.assertText(ask(asker), 'Hello world')
+            self.assertEqual(server.requests[0].path.partition('?')[2], 'api-version=2')
+
 
 class ProcessTest(TestCase):
 
@@ -10120,6 +10196,40 @@ class AsyncClientTest(AsyncTestCase):
         # Turns between the first chunk and the last, where nothing is read.
         self.assertGreaterEqual(len({turn for turn in turns if 0 < turn < 2000}), 15)
 
+    def test_a_deadline_ends_an_event_of_many_chunks(self):
+        async def main(server):
+            async with async_client(server, deadline=LONG) as asker, await ask(asker) as stream:
+                await stream.__anext__()
+                stream._call.deadline = stream._call.started  # It has passed.
+                with self.assertRaises(streamlite.APITimeoutError):
+                    for count in range(2000):
+                        await stream.__anext__()
+                self.assertLess(count, 300)
+
+        with Server(BURST) as server:
+            self.run_async(main(server))
+
+    def test_a_wait_that_is_over_leaves_no_timer(self):
+        async def main(server):
+            async with async_client(server, timeout=4 * LONG) as asker:
+                await gather_text(await ask(asker))
+                await asker.models.list()
+            # What would run later than all that this test waits for.
+            return [timer for timer in gc.get_objects() if isinstance(timer, asyncio.TimerHandle)
+                    and 'streamlite' in repr(timer) and not timer._cancelled]
+
+        halves = [chunked(half, last=False) for half in (HELLO[:20], HELLO[20:])]
+
+        def script(peer):
+            if 'models' in peer.request.path:
+                return peer.send(reply(200, {}, MODELS))
+            peer.send(CHUNKED_HEAD + halves[0])
+            time.sleep(0.05)
+            peer.send(halves[1] + b'0\r\n\r\n')
+
+        with Server(script) as server:
+            self.assertEqual(self.run_async(main(server)), [])
+
     def test_a_list_of_models_that_is_lost_is_asked_for_again(self):
         async def main(server):
             async with async_client(server, max_retries=1) as asker:
@@ -10742,7 +10852,10 @@ class DemoServerTest(TestCase):
 
     def test_text_is_streamed_word_by_word_and_says_what_it_is(self):
         with ask(self.client) as stream:
+            first = next(stream)
             pieces = list(stream.text())
+        self.assertEqual(first.choices[0].delta.role, 'assistant')
+        pieces.insert(0, first.choices[0].delta.content)
         self.assertGreater(len(pieces), 10)
         self.assertIn('not a language model', ''.join(pieces))
         self.assertEqual(''.join(pieces), text_of(stream.completion))
@@ -11726,6 +11839,18 @@ class CommandTest(CommandTestCase):
                 self.assertEqual(screen.getvalue() != 'hm', is_dimmed)
                 self.assertIn('hm', screen.getvalue())
 
+    def test_only_a_refused_key_is_asked_about(self):
+        for status, is_asked in (401, True), (403, False), (400, False):
+            with self.subTest(status):
+                self.serve(error_reply(status))
+                ran = run_main('hi')
+                self.assertFails(ran, 1, str(status))
+                self.assertEqual('is the key' in ran.err, is_asked)
+
+    def test_the_sign_of_waiting_goes_where_nothing_is_said(self):
+        self.serve(stream_reply(sse(STOP)))
+        self.assertEqual(run_main('hi', stderr=Screen()), Ran(0, '', '...\r   \r'))
+
 
 class CommandProcessTest(CommandTestCase):
     """What only a process of its own can show."""
@@ -11969,6 +12094,16 @@ class TerminalTest(CommandTestCase):
         self.assertEqual(terminal.wait(), 130)
         self.assertTrue(gone.wait(PROMPT))
         self.assertEqual(terminal.screen.replace('^C', ''), '...\r   \rHello \r\n')
+
+    def test_a_log_line_has_a_line_of_its_own(self):
+        def script(peer):
+            peer.send(CHUNKED_HEAD + chunked(sse(delta('Hello '), done=False), last=False))
+            peer.close()
+
+        self.serve(script)
+        terminal = self.terminal('-v', 'hi')
+        terminal.wait()
+        self.assertIn('Hello \r\nstreamlite: stream from', terminal.screen)
 
     def test_without_a_prompt_it_does_not_wait_but_says_how_it_is_used(self):
         terminal = self.terminal()
