@@ -2727,7 +2727,6 @@ class _Reply:
 
     def close(self) -> None:
         """End its connection."""
-        self._call.let_go()
         self.connection.close()
 
 
