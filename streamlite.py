@@ -3057,7 +3057,7 @@ def _tls_context(cert_file: str, cert_dir: str, *bundles: str) -> Any:
     if ssl.HAS_ALPN:
         context.set_alpn_protocols(["http/1.1"])
     bundle = bundles[0] or bundles[1]
-    if bundle and not (cert_file or cert_dir):
+    if not (cert_file or cert_dir):
         cert_file, cert_dir = ("", bundle) if os.path.isdir(bundle) else (bundle, "")
     try:
         _load_certificates(context, cert_file, cert_dir)
@@ -3163,7 +3163,7 @@ def _certificate_remedy(reason: str) -> str:
     lower = reason.lower()
     if "expired" in lower or "not yet valid" in lower:
         return "it is out of date, or the clock of this machine is wrong"
-    if "match" in lower or "not valid for" in lower:
+    if "match" in lower:
         return "it was issued for another name: check the host in base_url"
     if re.search(_STRICTNESS, reason):
         return ("Python 3.13 made ssl.create_default_context() stricter than this CA's "

@@ -1782,6 +1782,13 @@ class WireObjectTest(ReplyTestCase):
             with self.subTest(name):
                 self.assertEqual((twin._request_id, twin), ('req-1', whole))
 
+    def test_what_is_ours_alone_is_in_no_dump(self):
+        completion = self.collect(delta('Hi'), STOP)
+        for shown in completion.to_dict(), completion.model_dump(), json.loads(
+                completion.to_json()), json.loads(completion.model_dump_json()):
+            self.assertEqual([name for name in shown if name.startswith('_')], [])
+            self.assertIn('choices', shown)
+
 
 def sent_messages(test, *messages):
     """What the server of a ReplyTestCase receives of these messages."""
@@ -2421,6 +2428,7 @@ PAYLOADS = (
     ('a wrapped comment', framed(': PROCESSING', ONE, ' :'), [1]),
     ('a comment on a line of its own event', framed(': x\ndata: ' + ONE), [1]),
     ('wrapped twice', framed('data: ' + ONE, 'data:' + TWO), [1, 2]),
+    ('wrapped in quotes', framed("'data: " + ONE + "'", 'data: ' + TWO + '"'), [1, 2]),
     ('an object over two lines', framed(TWO_LINES), [1]),
     ('two objects', framed(ONE + TWO), [1, 2]),
     ('two objects and blanks', framed(' %s \t %s ' % (ONE, TWO)), [1, 2]),
@@ -6229,6 +6237,35 @@ class ConnectionTest(TestCase):
             self.assertIsNone(connection.sent_at)
             connection.close()
 
+    def test_a_reply_that_a_handler_does_not_hand_on_is_closed(self):
+        class Again(urllib.request.BaseHandler):
+            kept = None
+
+            def http_response(self, request, reply):
+                if kept:
+                    return reply
+                kept.append(reply)
+                return self.parent.open(request)
+
+        kept = []
+        with served(stream_reply(HELLO), handlers=[Again()]) as (server, asker):
+            self.assertText(ask(asker), 'Hello world')
+            self.assertEqual(len(server.requests), 2)
+            self.assertEqual(kept[0].connection.sock.fileno(), -1)
+
+    def test_who_closes_a_stream_wakes_who_reads_from_a_connection_used_before(self):
+        with served(stream_reply(HELLO), stall(WAITING)) as (server, asker):
+            self.assertText(ask(asker), 'Hello world')
+            with ask(asker) as stream, concurrent.futures.ThreadPoolExecutor(
+                    1) as pool, self.assertPrompt():
+                texts = stream.text()
+                self.assertEqual(next(texts) + next(texts), 'Hello ')
+                reading = pool.submit(next, stream)
+                self.wait_until(stream._reading.locked)
+                stream.close()
+                self.assertIsInstance(reading.exception(), streamlite.APIConnectionError)
+            self.assertEqual(server.connections, 1)
+
 
 class RedirectTest(TestCase):
 
@@ -6605,6 +6642,13 @@ class ProxyTest(LoopbackTestCase):
                 found = streamlite._split_proxy(proxy)
                 self.assertEqual(found and (found.scheme, found.hostname, found.port,
                                             found.password), parts)
+
+    def test_only_windows_settings_are_put_in_another_form(self):
+        system = {'socks': 'socks5://system.test:1'}
+        for name, has_proxy in ('posix', False), ('nt', True):
+            with self.subTest(name), mock.patch.object(streamlite.os, 'name', name):
+                with mock.patch('urllib.request.getproxies', return_value=system):
+                    self.assertEqual(hasattr(streamlite._ProxyHandler(), 'http_open'), has_proxy)
 
 
 # Made for these tests, for "localhost" and "api.example.test", until 2120.
@@ -7703,6 +7747,15 @@ class RetryTest(TestCase):
             self.assertEqual([request.headers['authorization'][-1] for request in server.requests],
                              ['1', '2'])
 
+    def test_what_the_server_says_behind_the_first_chunk_ends_it(self):
+        for first, requests in (sse(done=False), 2), (sse(delta('Hel'), done=False), 1):
+            failing = stream_reply(first + sse({'error': BUSY}))
+            with self.subTest(requests), no_waits():
+                with served(failing, stream_reply(HELLO), max_retries=1) as (server, asker):
+                    with ask(asker) as stream, contextlib.suppress(streamlite.RateLimitError):
+                        stream.collect()
+                    self.assertEqual(len(server.requests), requests)
+
 
 def answered(status, retry_after=None, code=None, type=None, event=False, **headers):
     """The error of an answer of this status; with `event`, of an event in an answer of 200.
@@ -8334,14 +8387,17 @@ class StreamTest(TestCase):
         self.assertGreater(errors, 50)
 
     def test_an_interrupt_that_hinders_even_its_own_handling_leaves_no_hole(self):
-        stream = stream_of(*self.READS)
-        with mock.patch.object(stream, '_interrupt', side_effect=Interrupt):
-            with mock.patch.object(streamlite.Accumulator, 'add', side_effect=Interrupt):
-                self.assertRaises(Interrupt, next, stream)
-        with self.assertRaises(streamlite.APIConnectionError) as caught:
-            next(stream)
-        self.assertSays(caught.exception, 'interrupted')
-        self.assertTrue(stream._call.cancelled)
+        for place, read in (((streamlite.Accumulator, 'add'), next),
+                            ((streamlite, '_chunk_text'), lambda stream: next(stream.text()))):
+            stream = stream_of(*self.READS)
+            with self.subTest(place[1]):
+                with mock.patch.object(stream, '_interrupt', side_effect=Interrupt):
+                    with mock.patch.object(*place, side_effect=Interrupt):
+                        self.assertRaises(Interrupt, read, stream)
+                with self.assertRaises(streamlite.APIConnectionError) as caught:
+                    next(stream)
+                self.assertSays(caught.exception, 'interrupted')
+                self.assertTrue(stream._call.cancelled)
 
     def test_a_stream_that_was_never_opened_can_be_closed(self):
         for kind in streamlite.Stream, streamlite.AsyncStream:
@@ -9041,6 +9097,11 @@ class SettingsTest(TestCase):
                 streamlite.OpenAI(api_key=KEY, base_url=url)
             self.assertSays(caught.exception, 'user name', 'default_headers')
 
+    def test_an_http_client_that_is_left_out_in_so_many_words_is_none(self):
+        for nothing in None, streamlite.NOT_GIVEN:
+            for kind in streamlite.OpenAI, streamlite.AsyncOpenAI:
+                self.assertEqual(kind(api_key=KEY, http_client=nothing).api_key, KEY)
+
 
 class BadInputTest(TestCase):
     """Each is one clear error that names the input, before anything is sent."""
@@ -9267,6 +9328,13 @@ class BadInputTest(TestCase):
                         call()
                     self.assertSays(caught.exception, name)
                     self.assertLess(len(str(caught.exception)), 500)
+
+    def test_a_value_that_cannot_be_shown_is_told_by_its_type(self):
+        class Odd:
+            def __repr__(self):
+                raise ValueError('too long')
+
+        self.assertEqual(streamlite._shown(Odd()), 'such Odd')
 
 
 class ClientTest(TestCase):
@@ -10032,19 +10100,37 @@ class AsyncClientTest(AsyncTestCase):
     def test_two_tasks_that_read_one_stream_are_told(self):
         more = threading.Event()
 
+        async def read_text(stream):
+            async for _ in stream.text():
+                pass
+
         async def main(server):
             async with async_client(server) as asker, await ask(asker) as stream:
                 first = asyncio.ensure_future(gather_text(stream))
                 await self.until(lambda: text_of(stream.completion) == 'Hello ')
-                with self.assertRaises(RuntimeError) as caught:
-                    await stream.__anext__()
-                self.assertSays(caught.exception, 'another task')
+                for second in stream.__anext__, lambda: read_text(stream), stream.collect:
+                    with self.assertRaises(RuntimeError) as caught:
+                        await second()
+                    self.assertSays(caught.exception, 'another task')
                 more.set()
                 return await first
 
         rest = chunked(sse(delta('world'), STOP))
         with Server(lambda peer: (peer.send(WAITING), more.wait(LONG), peer.send(rest))) as server:
             self.assertEqual(self.run_async(main(server)), 'Hello world')
+
+    def test_nothing_is_asked_again_once_text_was_handed_out(self):
+        async def main(server):
+            async with async_client(server, max_retries=2) as asker:
+                texts = []
+                with self.assertRaises(streamlite.APIConnectionError):
+                    async for text in (await ask(asker)).text():
+                        texts.append(text)
+                return texts
+
+        with Server(stream_reply(HELLO_CUT), stream_reply(HELLO)) as server, no_waits():
+            self.assertEqual(''.join(self.run_async(main(server))), 'Hello ')
+            self.assertEqual(len(server.requests), 1)
 
     @needs_fork
     def test_a_process_forked_while_openings_are_busy_opens_streams(self):
@@ -10827,16 +10913,34 @@ class AsyncEndTest(AsyncTestCase):
             self.run_async(main(server))
 
     def test_the_same_where_a_chunk_was_taken_and_not_kept(self):
-        async def main(server):
+        async def main(server, place, read):
             async with async_client(server) as asker:
                 stream = await ask(asker)
                 with mock.patch.object(stream, '_interrupt', side_effect=Interrupt):
-                    with mock.patch.object(streamlite.Accumulator, 'add', side_effect=Interrupt):
+                    with mock.patch.object(*place, side_effect=Interrupt):
                         with self.assertRaises(Interrupt):
-                            await stream.__anext__()
+                            await read(stream)
                 with self.assertRaises(streamlite.APIConnectionError) as caught:
                     await stream.__anext__()
                 self.assertSays(caught.exception, 'interrupted')
+
+        with Server() as server:
+            for place, read in (
+                    ((streamlite.Accumulator, 'add'), streamlite.AsyncStream.__anext__),
+                    ((streamlite, '_chunk_text'), streamlite.AsyncStream._next_text)):
+                with self.subTest(place[1]):
+                    self.run_async(main(server, place, read))
+
+    def test_a_lock_that_an_interrupt_left_locked_is_not_called_another_task(self):
+        async def main(server):
+            async with async_client(server) as asker:
+                stream = await ask(asker)
+                stream._interrupt()
+                stream._reading.acquire()
+                for use in stream.__anext__, stream.collect, stream._next_text:
+                    with self.assertRaises(streamlite.APIConnectionError) as caught:
+                        await use()
+                    self.assertSays(caught.exception, 'interrupted')
 
         with Server() as server:
             self.run_async(main(server))
@@ -11119,6 +11223,13 @@ class DemoServerTest(TestCase):
             events = decode(asker.getresponse().read())
         self.assertEqual([event.data for event in events].index('[DONE]'), len(events) - 1)
         self.assertGreater(len(events), 10)
+
+    def test_it_keeps_nothing_of_connections_that_have_ended(self):
+        for _ in range(3):
+            with self.client.with_options(timeout=LONG) as asker:
+                ask(asker, max_tokens=1).collect()
+        self.client.close()
+        self.wait_until(lambda: not self.server._connections)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -11943,6 +12054,22 @@ class CommandTest(CommandTestCase):
     def test_the_sign_of_waiting_goes_where_nothing_is_said(self):
         self.serve(stream_reply(sse(STOP)))
         self.assertEqual(run_main('hi', stderr=Screen()), Ran(0, '', '...\r   \r'))
+
+    def test_a_model_among_the_options_is_the_model(self):
+        server = self.serve()
+        for more in [], ['-m', 'other']:
+            self.assertEqual(run_main('-o', 'model=mine', 'hi', *more).code, 0)
+            self.assertEqual([request.json['model'] for request in server.requests], ['mine'])
+            del server.requests[:]
+
+    def test_of_several_answers_the_first_one_s_reasoning_is_shown(self):
+        both = delta(reasoning_content='mine ')
+        both['choices'] += delta(reasoning_content='not mine', index=1)['choices']
+        self.serve(stream_reply(sse(both, delta('Hi'), STOP, delta('No', 'stop', index=1))))
+        ran = run_main('hi', stderr=Screen(), NO_COLOR='1')
+        self.assertEqual((ran.code, ran.out), (0, 'Hi\n'))
+        self.assertIn('mine', ran.err)
+        self.assertNotIn('not', ran.err)
 
 
 class CommandProcessTest(CommandTestCase):
