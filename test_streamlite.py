@@ -1235,6 +1235,7 @@ class ErrorTest(TestCase):
             self.assertIsNone(error.request_id)
             self.assertEqual((error.partial, error.attempts, error.elapsed, error.retry_after),
                              (None, 0, 0.0, None))
+        self.assertEqual(streamlite.APIStatusError('m', response=None, body=None).status_code, 0)
 
     def test_a_reply_that_was_cut_says_by_what_and_has_what_came(self):
         for kind, word in ((streamlite.LengthFinishReasonError, 'length'),
@@ -5141,10 +5142,10 @@ class CodingStageTest(TestCase):
         wrong = bytearray(packed(self.TEXT))
         wrong[-8] ^= 1  # Of the checksum.
         for name, body, coding, words in (
-                ('text', self.TEXT, 'gzip', 'decompress'),
-                ('text', self.TEXT, 'deflate', 'decompress'),
-                ('a wrong checksum', bytes(wrong), 'gzip', 'decompress'),
-                ('raw deflate as gzip', packed(self.TEXT, -15), 'gzip', 'decompress'),
+                ('text', self.TEXT, 'gzip', 'cannot be decompressed'),
+                ('text', self.TEXT, 'deflate', 'cannot be decompressed'),
+                ('a wrong checksum', bytes(wrong), 'gzip', 'cannot be decompressed'),
+                ('raw deflate as gzip', packed(self.TEXT, -15), 'gzip', 'cannot be decompressed'),
                 ('half a header', b'\x1f', 'gzip', 'too early'), ('nothing', b'', 'gzip', 'early')):
             for reads in [body], [body[at:at + 1] for at in range(len(body))]:
                 with self.subTest(name, coding=coding):
@@ -6266,6 +6267,12 @@ class ConnectionTest(TestCase):
                 self.assertIsInstance(reading.exception(), streamlite.APIConnectionError)
             self.assertEqual(server.connections, 1)
 
+    def test_of_a_body_so_many_bytes_are_read(self):
+        for reads in [b'x' * 9, b'y' * 5, b'z'], [b'x' * 9 + b'y' * 6], [b'x' * 9, b'y', b'z']:
+            wire = Wire(*reads, silent=True)
+            reply = streamlite._Reply(wire, head_of(), None, None)
+            self.assertEqual(reply.read(10), b'x' * 9 + b'y')
+
 
 class RedirectTest(TestCase):
 
@@ -6629,13 +6636,22 @@ class ProxyTest(LoopbackTestCase):
                 self.assertSays(asked.result, 403)
                 self.assertNotIn('proxy-authorization', asked.requests[0].headers)
 
+    def test_a_proxys_user_needs_no_password(self):
+        with Server(stream_reply(HELLO)) as proxy:
+            os.environ['http_proxy'] = 'http://me@127.0.0.1:%d' % proxy.port
+            asked = outcome_of(proxy, base_url='http://api.example.test/v1')
+        self.assertEqual(asked.result, 'Hello world')
+        self.assertEqual(asked.requests[0].headers['proxy-authorization'],
+                         'Basic ' + base64.b64encode(b'me:').decode())
+
     def test_the_parts_of_a_proxys_url(self):
         for proxy, parts in (
                 ('http://proxy:3128', ('http', 'proxy', 3128, None)),
                 ('proxy:3128', ('http', 'proxy', 3128, None)),
                 ('http://me:p%23w@proxy', ('http', 'proxy', None, 'p%23w')),
                 ('socks5://proxy:1080', ('socks5', 'proxy', 1080, None)),
-                ('http://me:p#w@proxy:3128', None), ('http://me:p/w@proxy:3128', None),
+                ('http://me:p#w@proxy:3128', None), ('http://me:12#34@proxy:3128', None),
+                ('http://me:p/w@proxy:3128', None),
                 ('http://me:p?w@proxy:3128', None), ('http://', None), ('http://:3128', None),
                 ('http://proxy:0', None), ('http://proxy:99999', None), ('http://\ud800', None)):
             with self.subTest(ascii(proxy)):
@@ -11231,6 +11247,14 @@ class DemoServerTest(TestCase):
         self.client.close()
         self.wait_until(lambda: not self.server._connections)
 
+    def test_nothing_follows_the_error_of_a_model_that_fails(self):
+        asking = json.dumps({'model': 'demo-error', 'messages': chat('hi'), 'stream': True})
+        with urllib.request.urlopen(
+                self.server.base_url + '/chat/completions', asking.encode(), LONG) as answer:
+            *_, last, done = decode(answer.read())
+        self.assertIn('error', json.loads(last.data))
+        self.assertEqual(done.data, '[DONE]')
+
 
 # --------------------------------------------------------------------------------------------------
 # Command line: in this process, in one of its own, and on a terminal
@@ -12070,6 +12094,17 @@ class CommandTest(CommandTestCase):
         self.assertEqual((ran.code, ran.out), (0, 'Hi\n'))
         self.assertIn('mine', ran.err)
         self.assertNotIn('not', ran.err)
+
+    def test_a_whole_reply_has_its_usage_without_asking(self):
+        server = self.serve(reply(200, {}, WHOLE))
+        self.assertEqual(run_main('--usage', '--no-stream', 'hi').code, 0)
+        self.assertNotIn('stream_options', server.requests[0].json)
+
+    def test_without_any_standard_output_it_does_its_work(self):
+        server = self.serve()
+        ran = run_python('-c', 'import sys\nsys.stdout = None\nimport streamlite\n'
+                         'sys.exit(streamlite.main(["hi"]))')
+        self.assertEqual((ran, len(server.requests)), (Ran(0, '', ''), 1))
 
 
 class CommandProcessTest(CommandTestCase):
