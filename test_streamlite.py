@@ -1315,6 +1315,7 @@ class ErrorBodyTest(ReplyTestCase):
                                   'param': None, 'code': '1500'}),
                 ('a list of errors', [{'error': {'message': words, 'code': 429}}]),
                 ('an empty error beside a message', {'error': None, 'message': words}),
+                ('an empty message beside another', {'message': '', 'msg': words}),
                 ('a nested message',
                  json.dumps({'error': {'message': {'detail': words}}}).encode()),
                 ('a JSON string', json.dumps(words).encode()),
@@ -5537,6 +5538,27 @@ class TimeTest(TestCase):
                 self.assertIs(caught.exception, told)
                 self.assertEqual(held, [True] * len(faults))
 
+    def test_addresses_share_the_time_and_loopback_gets_little_of_it_before_others(self):
+        for hosts, shares in ((['192.0.2.1', '192.0.2.2'], [0.5, 1]), (['127.0.0.1'], [1]),
+                              (['192.0.2.1', '127.0.0.1'], [0.5, 1]),
+                              (['127.0.0.1', '192.0.2.1'], [0.3 / LONG, 1])):
+            addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, '', (host, 1)) for host in hosts]
+            call = streamlite._Call('http://server.test/v1', LONG, LONG, math.inf)
+            call.start(LONG)
+            given = []
+
+            def connect(sock, address):
+                given.append(sock.gettimeout() / LONG)
+                raise ConnectionRefusedError
+
+            with self.subTest(hosts), mock.patch('socket.getaddrinfo', return_value=addresses):
+                with mock.patch.object(socket.socket, 'connect', connect):
+                    self.assertRaises(OSError, streamlite._open_socket, 'server.test', 80, call)
+                self.assertEqual(len(given), len(shares))
+                for seconds, share in zip(given, shares):
+                    self.assertLessEqual(seconds, share)
+                    self.assertGreater(seconds, share * 0.6)
+
     def test_to_look_at_idle_connections_takes_no_more_than_the_call_has(self):
         def dripping(peer):
             peer.send(begun(HELLO) + b'ffff\r\n')
@@ -8663,6 +8685,12 @@ class StreamTest(TestCase):
             self.assertTrue(lock.locked())
             in_time(self, work)
 
+    def test_an_interrupt_between_a_chunk_and_its_text_ends_the_connection_at_once(self):
+        stream = stream_of(*self.READS)
+        with mock.patch.object(streamlite, '_chunk_text', side_effect=Interrupt):
+            self.assertRaises(Interrupt, next, stream.text())
+        self.assertIsNone(stream._attempt)
+
 
 class RelayTest(AsyncTestCase):
 
@@ -9117,6 +9145,18 @@ class SettingsTest(TestCase):
         for nothing in None, streamlite.NOT_GIVEN:
             for kind in streamlite.OpenAI, streamlite.AsyncOpenAI:
                 self.assertEqual(kind(api_key=KEY, http_client=nothing).api_key, KEY)
+
+    def test_a_header_that_says_who_asks_needs_no_key_beside_it(self):
+        for kind in streamlite.OpenAI, streamlite.AsyncOpenAI:
+            self.assertRaises(streamlite.OpenAIError, kind)
+            self.assertIsNone(kind(default_headers={'Authorization': 'Basic x'}).api_key)
+
+    def test_what_a_copy_cannot_change_is_named(self):
+        with streamlite.OpenAI(api_key=KEY) as asker:
+            for name, hint in ('no_such', ''), ('http_client', 'ssl_context'):
+                with self.assertRaises(TypeError) as caught:
+                    asker.with_options(**{name: 7})
+                self.assertSays(caught.exception, 'OpenAI has no argument %r' % name, hint)
 
 
 class BadInputTest(TestCase):
@@ -9684,6 +9724,11 @@ class AzureTest(AzureTestCase):
             asker.api_version = '2'
             self.assertText(ask(asker), 'Hello world')
             self.assertEqual(server.requests[0].path.partition('?')[2], 'api-version=2')
+
+    def test_a_key_in_a_header_of_the_call_s_own_is_the_one_that_is_sent(self):
+        with Server() as server, self.azure(server, api_key='other-' + KEY) as asker:
+            self.assertText(ask(asker, extra_headers={'api-key': KEY}), 'Hello world')
+            self.assertEqual(self.credentials(server.requests[0]), {'api-key': KEY})
 
 
 class ProcessTest(TestCase):
@@ -10947,6 +10992,18 @@ class AsyncEndTest(AsyncTestCase):
                 with self.subTest(place[1]):
                     self.run_async(main(server, place, read))
 
+    def test_an_interrupt_between_a_chunk_and_its_text_ends_the_connection_at_once(self):
+        async def main(server):
+            async with async_client(server) as asker:
+                stream = await ask(asker)
+                with mock.patch.object(streamlite, '_chunk_text', side_effect=Interrupt):
+                    with self.assertRaises(Interrupt):
+                        await stream._next_text()
+                self.assertIsNone(stream._attempt)
+
+        with Server() as server:
+            self.run_async(main(server))
+
     def test_a_lock_that_an_interrupt_left_locked_is_not_called_another_task(self):
         async def main(server):
             async with async_client(server) as asker:
@@ -12008,6 +12065,7 @@ class CommandTest(CommandTestCase):
                 (['--no-stream'], 0.5, 2.5, 101, 'after 2.50 s'),
                 ([], 0.5, 2.5, 2, 'first token after 0.50 s, all after 2.50 s, 1.0 tokens/s'),
                 ([], 0.5, 2.5, 1, 'first token after 0.50 s, all after 2.50 s'),
+                ([], 0.5, 0.75, 9, 'first token after 0.50 s, all after 0.75 s, 36.0 tokens/s'),
                 ([], 0.5, 0.5625, 9, 'first token after 0.50 s, all after 0.56 s'),
                 ([], None, 2.0, 100, 'first token after 0.00 s, all after 2.00 s, 50.0 tokens/s')):
             with self.subTest(more, first=first, elapsed=elapsed, tokens=tokens):
@@ -12105,6 +12163,20 @@ class CommandTest(CommandTestCase):
         ran = run_python('-c', 'import sys\nsys.stdout = None\nimport streamlite\n'
                          'sys.exit(streamlite.main(["hi"]))')
         self.assertEqual((ran, len(server.requests)), (Ran(0, '', ''), 1))
+
+    def test_usage_is_asked_for_only_where_it_is_wanted(self):
+        server = self.serve()
+        for more, wanted in ([], None), (['--usage'], {'include_usage': True}):
+            run_main('hi', *more)
+            self.assertEqual(server.requests[-1].json.get('stream_options'), wanted)
+
+    def test_a_lack_of_usage_is_told_to_who_asked_for_it(self):
+        measured = collections.namedtuple('Measured', 'time_to_first_token elapsed')(0.5, 2.5)
+        for option, is_told in ('--usage', True), ('-v', False):
+            args = streamlite._parse_arguments([option, 'hi'])
+            said = streamlite._Command(args, None).measures(measured, None)
+            self.assertEqual('no usage was sent' in said, is_told)
+            self.assertIn('all after 2.50 s', said)
 
 
 class CommandProcessTest(CommandTestCase):
