@@ -3243,7 +3243,7 @@ def _error_body(reply: _Reply, call: _Call) -> bytes:
     body = b""
     with call.within(PATIENCE):
         try:
-            for data in reply.pieces() if reply.head.coding in _CODINGS else ():
+            for data in reply.pieces():
                 body += data
                 if len(body) >= MAX_ERROR_BODY:
                     break

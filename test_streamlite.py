@@ -1571,6 +1571,13 @@ class ErrorBodyTest(ReplyTestCase):
         self.assertNotIn('scrambled', str(error))
         self.assertSays(error, 'no message')
 
+    def test_an_error_in_a_coding_that_nobody_asked_for_has_its_status(self):
+        brotli = b'\x8b\x02\x80hello\x03'
+        for coding, body in ('br', brotli), ('br', packed(b'hello')), ('gzip', b'x'):
+            answer = reply(400, {'Content-Encoding': coding}, body)
+            error = self.error_of_answer(answer, streamlite.BadRequestError)
+            self.assertSays(error, '400')
+
 
 # --------------------------------------------------------------------------------------------------
 # Wire objects: what a server sends, as objects
@@ -3098,6 +3105,7 @@ DELTAS = (
      {'reasoning_content': 'hm', 'content': 'Hi'}),
     ('thinking beside null', {'content': [thought('hm')], 'reasoning_content': None},
      {'reasoning_content': 'hm', 'content': None}),
+    ('thinking as reasoning', {'reasoning': [thought('hm')]}, {'reasoning': 'hm'}),
     ('thinking behind other reasoning', {'reasoning_content': 'h', 'content': [thought('m')]},
      {'reasoning_content': 'hm', 'content': None}),
     ('thinking before other reasoning', {'content': [thought('h')], 'reasoning_content': 'm'},
@@ -5537,6 +5545,10 @@ class TimeTest(TestCase):
                         streamlite._open_socket('server.test', 80, call)
                 self.assertIs(caught.exception, told)
                 self.assertEqual(held, [True] * len(faults))
+        with mock.patch('socket.getaddrinfo', return_value=[]):
+            with self.assertRaises(OSError) as caught:
+                streamlite._open_socket('server.test', 80, call)
+            self.assertSays(caught.exception, 'no address')
 
     def test_addresses_share_the_time_and_loopback_gets_little_of_it_before_others(self):
         for hosts, shares in ((['192.0.2.1', '192.0.2.2'], [0.5, 1]), (['127.0.0.1'], [1]),
@@ -6573,12 +6585,16 @@ class ProxyTest(LoopbackTestCase):
                          (first.method, first.path, first.body))
 
     def test_a_proxy_handler_of_the_caller_s_is_the_only_one(self):
-        with dead_port() as port:
+        with dead_port() as port, Server() as server:
             os.environ['http_proxy'] = 'http://127.0.0.1:%d' % port
-            with Server() as proxy:
-                mine = urllib.request.ProxyHandler({'http': 'http://127.0.0.1:%d' % proxy.port})
-                result = outcome_of(proxy, base_url='http://api.example.test/v1', handlers=[mine])
-        self.assertEqual(result.result, 'Hello world')
+            url = 'http://127.0.0.1:%d' % server.port
+            for proxies, path in ({'http': url}, 'http://api.example.test:9' + PATH), ({}, PATH):
+                host = 'api.example.test:%d' % (9 if proxies else server.port)
+                mine = urllib.request.ProxyHandler(proxies)
+                with self.subTest(proxies), client(None, base_url='http://%s/v1' % host,
+                                                   handlers=[mine]) as asker:
+                    self.assertText(ask(asker), 'Hello world')
+                    self.assertEqual(server.requests[-1].path, path)
 
     def test_a_proxy_url_that_is_none_shows_no_password(self):
         for wrong in ('http://user:%s#1@127.0.0.1:1', 'http://user:%s/1@127.0.0.1:1',
@@ -6957,6 +6973,12 @@ class TLSTest(TestCase):
             with self.assertRaises(streamlite.OpenAIError) as caught:
                 streamlite._tls_context.__wrapped__('', '', '', '')
         self.assertSays(caught.exception, 'no ssl module')
+
+    def test_a_file_a_folder_or_both_of_certificates_are_loaded(self):
+        for file, folder in ('f', ''), ('', 'd'), ('f', 'd'):
+            context = mock.Mock()
+            streamlite._load_certificates(context, file, folder)
+            context.load_verify_locations.assert_called_once_with(file or None, folder or None)
 
     @unittest.skipUnless(ssl, 'this Python has no ssl')
     def test_of_a_connection_with_tls_one_socket_is_open_and_none_afterwards(self):
@@ -9642,6 +9664,7 @@ class AzureTest(AzureTestCase):
             for name, provider, kind, word in (
                     ('nothing', lambda: None, ours, 'function'),
                     ('an empty text', str, ours, 'function'),
+                    ('a number', lambda: 7, ours, 'function'),
                     ('a coroutine', lambda: made, ours, 'function'),
                     ('its own error', fail, LookupError, 'no login')):
                 with self.subTest(name):
