@@ -1179,12 +1179,10 @@ def run_for_another_process(names):
 
 
 def run_in_processes():
-    """Run all tests, each process its share of the classes."""
-    tests_of = unittest.defaultTestLoader.getTestCaseNames
-    classes = [value for value in globals().values()
-               if isinstance(value, type) and issubclass(value, unittest.TestCase)]
-    classes.sort(key=lambda kind: -len(tests_of(kind)))  # so that each has as much to do
-    names = [kind.__name__ for kind in classes if tests_of(kind)]
+    """Run all tests, each process its share of those of every class."""
+    names = [kind.__name__ + '.' + test for kind in list(globals().values())
+             if isinstance(kind, type) and issubclass(kind, unittest.TestCase)
+             for test in unittest.defaultTestLoader.getTestCaseNames(kind)]
     command = [sys.executable, os.path.abspath(__file__), OTHER_PROCESS]
     with contextlib.ExitStack() as stack:
         Result.others = [
@@ -2051,9 +2049,9 @@ class ServerSentEventTest(TestCase):
 
     def test_decoding_takes_linear_time(self):
         for name, unit, size, reads in (
-                ('one event in small reads', b'x' * 1024, 30000, 1024),
-                ('one event of many lines', b'\ndata: ' + b'x' * 100, 160000, 1024),
-                ('many events in one read', b'\n\ndata: ' + b'x' * 500, 40000, 1 << 30),
+                ('one event in small reads', b'x' * 1024, 20000, 1024),
+                ('one event of many lines', b'\ndata: ' + b'x' * 100, 110000, 1024),
+                ('many events in one read', b'\n\ndata: ' + b'x' * 500, 27000, 1 << 30),
                 ('a line in single bytes', b'x', 500000, 1)):
             def work():
                 stream = b'data: ' + unit * size
@@ -2308,7 +2306,7 @@ class PayloadTest(ReplyTestCase):
         for name, before, after in (('JSON lines', '', '\n'), ('one to a line', 'data: ', '\n'),
                                     ('glued', '', '')):
             def work():
-                body = framed(*[line] * 8000, before=before, after=after)
+                body = framed(*[line] * 6000, before=before, after=after)
                 with mock.patch.object(streamlite, 'MAX_EVENT', 1 << 30):
                     payloads = collections.deque(streamlite._payloads(iter([body]), str), 1)
                 self.assertTrue(payloads)
@@ -3608,7 +3606,7 @@ class VerdictTest(ReplyTestCase):
             found = streamlite._answer(payloads, streamlite._Asked(), Clock())
             self.assertEqual(len(list(found)), 2 * count + 2)
 
-        count = 40000
+        count = 30000
         self.assertLinear(work)
 
 
@@ -4725,7 +4723,7 @@ class GarbageTest(ReplyTestCase):
     def test_bytes_flipped_dropped_and_doubled(self):
         rand = random.Random(self.SEED)
         good = sse(*[self.RICH] + CHUNKS)
-        for number in range(240):
+        for number in range(180):
             body = bytearray(good)
             for _ in range(rand.choice((1, 3, 30))):
                 at, kind = rand.randrange(len(body)), rand.randrange(4)
@@ -5711,8 +5709,7 @@ class SecretTest(TestCase):
             'a line that is no field': lambda text: stream_reply(text + b'\n\n'),
             'a page': lambda text: reply(200, {}, b'<html>' + text),
         }
-        cuts = sorted({limit - back for limit in (60, 100, 200, 300, 800, 1000, 4000)
-                       for back in (6, 18)} | {0})
+        cuts = [0] + [limit - len(key) // 2 for limit in (60, 100, 200, 300, 800, 1000, 4000)]
         script = lambda peer: (peer.send(answer), peer.close())
         with served(script, api_key=key) as (server, asker):
             for name, source in sources.items():
@@ -8406,7 +8403,7 @@ class StreamTest(TestCase):
         self.assertGreater(errors, least)
 
     def test_an_interrupt_at_any_line_never_leaves_a_hole(self):
-        self.check_interrupted_anywhere(self.read, in_module, 2, 50)
+        self.check_interrupted_anywhere(self.read, in_module, 3, 50)
 
     def test_an_interrupt_at_any_line_of_text_loses_none(self):
         def in_text(frame):
@@ -8428,7 +8425,7 @@ class StreamTest(TestCase):
             raise Interrupt
 
         # At so many calls behind the first one comes the second, and of so many lines one is tried.
-        errors, steps = 0, {1: 3, 2: 12, 3: 12, 6: 24, 11: 24}
+        errors, steps = 0, {1: 5, 2: 15, 3: 15, 6: 30, 11: 30}
         for read, second in itertools.product((self.read, self.read_texts), steps):
             for first in itertools.count(1, steps[second]):
                 stream, texts = stream_of(*self.READS), []
@@ -11078,7 +11075,7 @@ class AsyncEndTest(AsyncTestCase):
 
         holes = 0
         for read in text_of_next, next_text:
-            for first in itertools.count(1, 3):
+            for first in itertools.count(1, 5):
                 stream = stream_of(*StreamTest.READS, kind=streamlite.AsyncStream)
                 stream._begin(stream._send(''))
                 texts = []
