@@ -1372,8 +1372,8 @@ def _next_payload(text: str, at: int,
                   hide: Callable[[str], str]) -> Tuple[Optional[Dict[str, Any]], int]:
     """Read what begins at `text[at]`: a JSON object, _DONE, or None for something to skip.
 
-    Returns where the next one begins, too: most events hold one object, but some servers send
-    several in an event, or forget the blank line between two.  Raises the error that an object
+    Returns where to read on, too: most events hold one object, but some servers send several in an
+    event, or forget the blank line between two.  Raises the error that an object
     reports, and ValueError for anything else.
     """
     if text[at] == "{":
@@ -1388,8 +1388,6 @@ def _next_payload(text: str, at: int,
             if text.count("{", at, end) + text.count("[", at, end) > MAX_DEPTH:
                 if _is_too_deep(fields):
                     raise ValueError("too deep")
-        if end < len(text):
-            end = _skip_blank(text, end)
         if fields.get("error") or fields.get("object") == "error":
             raise _reported_error(fields, hide)
         return fields, end
@@ -3992,7 +3990,6 @@ class _Requester:
     _key_header = "Authorization"
 
     def __init__(self, settings: Dict[str, Any]) -> None:
-        self.base_query = ""
         self.transport: Any = None
         self.change(settings)
 

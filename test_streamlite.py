@@ -6656,8 +6656,9 @@ class ProxyTest(LoopbackTestCase):
             with self.subTest(name):
                 self.assertEqual(streamlite._windows_proxies(given), expected)
         with mock.patch.object(sys, 'version_info', (3, 8)):
-            self.assertEqual(streamlite._windows_proxies({'https': 'https://p:1'}),
-                             {'https': 'http://p:1'})
+            self.assertEqual(
+                streamlite._windows_proxies({'https': 'https://p:1', 'http': 'http://q:1'}),
+                {'https': 'http://p:1', 'http': 'http://q:1'})
         with mock.patch.object(sys, 'version_info', (3, 9)):
             self.assertEqual(streamlite._windows_proxies({'https': 'https://p:1'}),
                              {'https': 'https://p:1'})
@@ -12510,6 +12511,19 @@ class TerminalTest(CommandTestCase):
         terminal.interrupt()
         self.assertEqual(terminal.wait(), 130)
         self.assertNotIn('Traceback', terminal.screen)
+
+    def test_a_conversation_names_the_model_that_the_server_has(self):
+        del os.environ['OPENAI_MODEL']
+        server = self.serve(reply(200, {}, {'data': [{'id': 'the-only-one'}]}), stream_reply(HELLO))
+        terminal = self.terminal('--chat', TERM='dumb')
+        terminal.expect('the-only-one answers; exit or Ctrl-D leaves')
+        terminal.expect('> ')
+        terminal.type('one\n')
+        terminal.expect('Hello world\r\n')
+        terminal.expect('> ')
+        terminal.type('exit\n')
+        self.assertEqual(terminal.wait(), 0)
+        self.assertEqual(server.requests[1].json['model'], 'the-only-one')
 
     def screen(self, *texts):
         events = [delta(**text) for text in texts] + [STOP]
