@@ -6262,12 +6262,11 @@ class ConnectionTest(TestCase):
 
     def test_a_request_that_could_not_be_sent_was_not_sent_at_any_time(self):
         call = streamlite._Call('http://server.test/v1', LONG, LONG, math.inf)
-        with contextlib.closing(socket.socket()) as sock:
-            connection = streamlite._Connection(None, sock, 0.0)
-            connection.sent_at = 5.0  # The request before.
-            self.assertRaises(OSError, connection.send, call, b'x')
-            self.assertIsNone(connection.sent_at)
-            connection.close()
+        connection = streamlite._Connection(None, socket.socket(), 0.0)
+        connection.sent_at = 5.0  # The request before.
+        connection.close()
+        self.assertRaises(OSError, connection.send, call, b'x')
+        self.assertIsNone(connection.sent_at)
 
     def test_a_reply_that_a_handler_does_not_hand_on_is_closed(self):
         class Again(urllib.request.BaseHandler):
