@@ -1373,8 +1373,8 @@ def _next_payload(text: str, at: int,
     """Read what begins at `text[at]`: a JSON object, _DONE, or None for something to skip.
 
     Returns where to read on, too: most events hold one object, but some servers send several in an
-    event, or forget the blank line between two.  Raises the error that an object
-    reports, and ValueError for anything else.
+    event, or forget the blank line between two.  Raises the error that an object reports, and
+    ValueError for anything else.
     """
     if text[at] == "{":
         try:

@@ -6270,8 +6270,6 @@ class ConnectionTest(TestCase):
 
     def test_a_reply_that_a_handler_does_not_hand_on_is_closed(self):
         class Again(urllib.request.BaseHandler):
-            kept = None
-
             def http_response(self, request, reply):
                 if kept:
                     return reply
