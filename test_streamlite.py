@@ -12039,10 +12039,14 @@ class CommandTest(CommandTestCase):
         self.serve(error_reply(401, {'x-request-id': KEY}))
         self.assertFails(run_main('hi'), 1, '[request id ***]')
 
+    def run_without(self, name, *arguments):
+        """The command in a process that has no such standard stream."""
+        return run_python('-c', 'import sys\nsys.%s = None\nimport streamlite\n'
+                          'sys.exit(streamlite.main(%r))' % (name, list(arguments)))
+
     def test_a_conversation_without_any_standard_input_has_one_question(self):
         server = self.serve()
-        ran = run_python('-c', 'import sys\nsys.stdin = None\nimport streamlite\n'
-                         'sys.exit(streamlite.main(["--chat", "hi"]))')
+        ran = self.run_without('stdin', '--chat', 'hi')
         self.assertEqual((ran, len(server.requests)), (Ran(0, 'Hello world\n', ''), 1))
 
     def test_a_pipe_has_the_letters_of_its_locale_but_on_windows(self):
@@ -12178,8 +12182,7 @@ class CommandTest(CommandTestCase):
 
     def test_without_any_standard_output_it_does_its_work(self):
         server = self.serve()
-        ran = run_python('-c', 'import sys\nsys.stdout = None\nimport streamlite\n'
-                         'sys.exit(streamlite.main(["hi"]))')
+        ran = self.run_without('stdout', 'hi')
         self.assertEqual((ran, len(server.requests)), (Ran(0, '', ''), 1))
 
     def test_usage_is_asked_for_only_where_it_is_wanted(self):
