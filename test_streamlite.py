@@ -5522,48 +5522,48 @@ class TimeTest(TestCase):
                     self.assertRaises(Interrupt, ask, asker)
         self.assertEqual(len(tried), 1)
 
+    def error_of_connecting(self, hosts, connect):
+        """What connecting to a name of these addresses ends in.
+
+        `connect(call, sock)` stands for the system, at each of them.
+        """
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, '', (host, 1)) for host in hosts]
+        call = streamlite._Call('http://server.test/v1', LONG, LONG, math.inf)
+        call.start(LONG)
+        with mock.patch('socket.getaddrinfo', return_value=addresses), mock.patch.object(
+                socket.socket, 'connect', lambda sock, address: connect(call, sock)):
+            with self.assertRaises(OSError) as caught:
+                streamlite._open_socket('server.test', 80, call)
+        return caught.exception
+
     def test_of_addresses_that_fail_the_first_reason_is_told_and_a_refusal_before_silence(self):
         late, reset = socket.timeout('late'), ConnectionResetError('reset')
         refused = ConnectionRefusedError('refused')
         for faults, told in (([late, refused], refused), ([refused, late], refused),
                              ([late, late], late), ([reset, late, late], reset)):
-            addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, '', ('127.0.0.1', 1))
-                         for _ in faults]
-            call = streamlite._Call('http://server.test/v1', LONG, LONG, math.inf)
-            call.start(LONG)
             held, left = [], list(faults)
 
-            def connect(sock, address):
+            def connect(call, sock):
                 held.append(call._sock is sock)  # So whoever closes the stream ends it.
                 raise left.pop(0)
 
-            with self.subTest(faults), mock.patch('socket.getaddrinfo', return_value=addresses):
-                with mock.patch.object(socket.socket, 'connect', connect):
-                    with self.assertRaises(OSError) as caught:
-                        streamlite._open_socket('server.test', 80, call)
-                self.assertIs(caught.exception, told)
+            with self.subTest(faults):
+                self.assertIs(self.error_of_connecting(['127.0.0.1'] * len(faults), connect), told)
                 self.assertEqual(held, [True] * len(faults))
-        with mock.patch('socket.getaddrinfo', return_value=[]):
-            with self.assertRaises(OSError) as caught:
-                streamlite._open_socket('server.test', 80, call)
-            self.assertSays(caught.exception, 'no address')
+        self.assertSays(self.error_of_connecting([], None), 'no address')
 
     def test_addresses_share_the_time_and_loopback_gets_little_of_it_before_others(self):
         for hosts, shares in ((['192.0.2.1', '192.0.2.2'], [0.5, 1]), (['127.0.0.1'], [1]),
                               (['192.0.2.1', '127.0.0.1'], [0.5, 1]),
                               (['127.0.0.1', '192.0.2.1'], [0.3 / LONG, 1])):
-            addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, '', (host, 1)) for host in hosts]
-            call = streamlite._Call('http://server.test/v1', LONG, LONG, math.inf)
-            call.start(LONG)
             given = []
 
-            def connect(sock, address):
+            def connect(call, sock):
                 given.append(sock.gettimeout() / LONG)
                 raise ConnectionRefusedError
 
-            with self.subTest(hosts), mock.patch('socket.getaddrinfo', return_value=addresses):
-                with mock.patch.object(socket.socket, 'connect', connect):
-                    self.assertRaises(OSError, streamlite._open_socket, 'server.test', 80, call)
+            with self.subTest(hosts):
+                self.error_of_connecting(hosts, connect)
                 self.assertEqual(len(given), len(shares))
                 for seconds, share in zip(given, shares):
                     self.assertLessEqual(seconds, share)
